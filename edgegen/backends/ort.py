@@ -1,0 +1,319 @@
+"""ONNX Runtime: one session for one graph, its state bound in place."""
+
+import mmap
+import threading
+import weakref
+from collections.abc import Mapping, Sequence, Set
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from edgegen.backends.base import State
+from edgegen.backends.threads import default_threads
+from edgegen.errors import BackendError, InputError
+from edgegen.manifest import StatePair, Variant
+from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec, check_feed
+
+Content = bytes | memoryview | mmap.mmap
+
+_ALIGNMENT = 64  # bytes: a cache line, and the width of an AVX-512 register
+_ERRORS: tuple[type[BaseException], ...] = (
+    RuntimeError,
+    *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+_ONLY_ERRORS = 3  # ONNX Runtime's log severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's other names are numpy's
+
+
+class OrtSession:
+    """One graph variant in ONNX Runtime, from memory: see `edgegen.backends.base.Session` for the contract.
+
+    An input with a default in the graph may be left out, which is also faster. `threads` is what the session runs with.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self,
+        model: bytes,
+        weights: Mapping[str, Content],
+        variant: Variant,
+        axes: Mapping[str, Axis],
+        *,
+        threads: int | None = None,
+        provider: str = "CPUExecutionProvider",
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        """Build the session; `model` and `weights` are not needed any more afterwards.
+
+        Args:
+            model: the serialized ONNX graph.
+            weights: the content of each external-data file, by the name the graph refers to.
+            variant: what the manifest says of the graph; the graph is held to it.
+            axes: the ranges of the named axes.
+            threads: threads for one operator, the calling one included; one for each usable physical core if None.
+            provider: the execution provider; one that is not there is an error, never a silent fallback.
+            config: ONNX Runtime session config entries, for experiments.
+
+        Raises:
+            BackendError: the provider is missing, or ONNX Runtime refuses the graph.
+            InputError: `threads` is below 1.
+        """
+        self.threads = default_threads() if threads is None else threads
+        if self.threads < 1:
+            raise InputError(f"threads is {self.threads}; it must be at least 1")
+        self._path, self._axes = variant.path, axes
+        self._inputs = {spec.name: spec for spec in variant.inputs}
+        self._outputs = {spec.name: spec for spec in variant.outputs}
+        self._pairs = {pair: self._inputs[pair.input] for pair in variant.state}
+        state = {name for pair in variant.state for name in (pair.input, pair.output)}
+        self._fetched = tuple(name for name in self._outputs if name not in state)
+        self._lock = threading.Lock()
+        self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
+        options = _options(self.threads, config or {}, stateful=bool(variant.state))
+        self._native: Any = _create(model, weights, options, provider, variant.path)
+        self._optional = _check_signature(self._native, variant)
+        self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
+        self._required = self._fed.keys() - self._optional
+        self._stateless = None if variant.state else _Binding(self._native)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Every input, state included."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Every output, state included."""
+        return self._outputs
+
+    def new_state(self, capacity: int) -> "OrtState":
+        """Fresh zero state with room for `capacity` entries; InputError where the graph has none or it cannot be that long."""
+        if not self._pairs:
+            raise InputError(f"{self._path} keeps no state; run it without one")
+        with self._lock:
+            state = OrtState(_Binding(self._open()), self._pairs, self._axes, capacity)
+            self._states.add(state)
+        return state
+
+    def run(self, inputs: Tensors, *, state: State | None = None, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Run once: see the protocol."""
+        with self._lock:
+            self._open()
+            binding = self._binding(state)
+            check_feed(
+                {name: self._fed[name] for name in self._fed.keys() & inputs.keys() | self._required}, inputs, self._axes
+            )
+            names = self._fetched if outputs is None else tuple(outputs)
+            unknown = [name for name in names if name not in self._outputs]
+            if unknown:
+                raise InputError(f"no output named {unknown}; there are {sorted(self._outputs)}")
+            try:
+                return binding.run(inputs, names, self._optional)
+            except _ERRORS as error:
+                raise _backend_error(f"{self._path} failed", error) from error
+
+    def close(self) -> None:
+        """Free the session and every state of it."""
+        with self._lock:
+            for state in list(self._states):
+                state.close()
+            self._native = self._stateless = None
+
+    def __enter__(self) -> "OrtSession":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        if self._native is None:
+            raise BackendError(f"the session of {self._path} is closed; load the bundle again")
+        return self._native
+
+    def _binding(self, state: State | None) -> "_Binding":
+        if self._stateless is not None:
+            if state is not None:
+                raise InputError(f"{self._path} keeps no state; run it without one")
+            return self._stateless
+        if not isinstance(state, OrtState) or state not in self._states or state.binding is None:
+            raise InputError(f"{self._path} needs an open state, made by new_state() of this session")
+        return state.binding
+
+
+class OrtState:
+    """State in host memory: each tensor is bound as its past and as its present, so a run updates it in place."""
+
+    def __init__(
+        self, binding: "_Binding", pairs: Mapping[StatePair, TensorSpec], axes: Mapping[str, Axis], capacity: int
+    ) -> None:
+        self.binding: _Binding | None = binding
+        self._pairs, self._axes = pairs, axes
+        self._arrays: dict[str, Tensor] = {}
+        self._capacity = 0
+        self._grow(capacity, 0)
+
+    @property
+    def capacity(self) -> int:
+        """The present length of the growing axis; 0 once closed."""
+        return self._capacity
+
+    def reserve(self, capacity: int, keep: int) -> None:
+        """Make the growing axis at least `capacity` long and keep the first `keep` entries: see the protocol."""
+        if not 0 <= keep <= self._capacity:
+            raise InputError(f"{keep} entries of a state of {self._capacity} were to be kept")
+        if capacity > self._capacity:
+            self._grow(capacity, keep)
+
+    def read(self, name: str) -> Tensor:
+        """A copy of the state tensor with that input name."""
+        if name not in self._arrays:
+            raise InputError(f"no state named {name!r}; there are {sorted(self._arrays)}")
+        return self._arrays[name].copy()
+
+    def close(self) -> None:
+        """Free the memory."""
+        self.binding = None
+        self._arrays.clear()
+        self._capacity = 0
+
+    def _grow(self, capacity: int, keep: int) -> None:
+        if self.binding is None:
+            raise BackendError("the state is closed; make another with new_state()")
+        for pair, spec in self._pairs.items():  # one by one, so that old and new exist side by side for one tensor only
+            grown = _zeros(_state_shape(spec, pair, self._axes, capacity), np.dtype(spec.dtype))
+            if keep:
+                kept = (slice(None),) * pair.axis + (slice(keep),)
+                grown[kept] = self._arrays[pair.input][kept]
+            self._arrays[pair.input] = grown
+            self.binding.hold(pair, ort.OrtValue.ortvalue_from_numpy(grown))
+        self._capacity = capacity
+
+
+class _Binding:
+    """An IOBinding that is kept between runs: state stays bound, only what a run feeds and fetches is bound anew."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._io = session.io_binding()
+        self._held: dict[StatePair, Any] = {}
+        self._kept: set[str] = set()  # the outputs that are held
+        self._order: dict[str, int] = {}  # of the bound outputs: the place that ONNX Runtime gives each
+
+    def hold(self, pair: StatePair, value: Any) -> None:
+        """Bind one value as the past and as the present of `pair`, until it is replaced."""
+        self._held[pair] = value
+        self._kept.add(pair.output)
+        self._io.bind_ortvalue_input(pair.input, value)
+        self._io.bind_ortvalue_output(pair.output, value)
+        self._order.setdefault(pair.output, len(self._order))
+
+    def run(self, inputs: Tensors, names: Sequence[str], optional: Set[str]) -> dict[str, Tensor]:
+        """Feed `inputs`, fetch `names`. An IOBinding cannot feed an input that has a default: those take a slower way."""
+        if self._order.keys() - self._kept - set(names):  # bound, but wanted no more: it would still be kept
+            self._io.clear_binding_outputs()
+            self._order = {}
+            for pair, value in self._held.items():
+                self.hold(pair, value)
+        for name in names:
+            if name not in self._kept:
+                # Anew for each run: a binding keeps its last result, and would write the next one over it.
+                self._io.bind_output(name)
+                self._order.setdefault(name, len(self._order))
+        arrays = {name: np.asarray(array, order="C") for name, array in inputs.items()}
+        if optional.isdisjoint(arrays):
+            for name, array in arrays.items():
+                self._io.bind_cpu_input(name, array)
+            self._session.run_with_iobinding(self._io)
+        else:
+            self._run_vectors(arrays)
+        values = self._io.get_outputs_as_ortvaluevector()
+        return {name: values[self._order[name]].numpy() for name in names}
+
+    def _run_vectors(self, inputs: Tensors) -> None:
+        """Run with `inputs`, among them some with a default, into the outputs that are bound."""
+        feeds = {pair.input: value for pair, value in self._held.items()}
+        feeds |= {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        vector = native.OrtValueVector()
+        for value in feeds.values():
+            vector.push_back(value._get_c_value())
+        cpu = ort.OrtDevice.make("cpu", 0)._get_c_device()
+        outputs = self._io.get_outputs_as_ortvaluevector()
+        self._session.run_with_ortvaluevector(
+            ort.RunOptions(), list(feeds), vector, list(self._order), outputs, [cpu] * len(outputs)
+        )
+
+
+def _state_shape(spec: TensorSpec, pair: StatePair, axes: Mapping[str, Axis], capacity: int) -> tuple[int, ...]:
+    """The shape of a state tensor: `capacity` on the growing axis; other named axes have their `opt` size, 1 if unbounded."""
+    growing = axes.get(str(spec.axes[pair.axis]))
+    if capacity < 1 or (growing is not None and capacity > growing.max):
+        most = "" if growing is None else f", at most {growing.max}"
+        raise InputError(f"a state of {capacity} entries was asked for; {spec} has at least 1{most}")
+    sizes = [axis if isinstance(axis, int) else axes[axis].opt if axis in axes else 1 for axis in spec.axes]
+    sizes[pair.axis] = capacity
+    return tuple(sizes)
+
+
+def _zeros(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Tensor:
+    """An aligned array of zeros, whose pages the system commits only when they are written."""
+    size_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size_bytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+
+
+def _options(threads: int, config: Mapping[str, str], *, stateful: bool) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ONLY_ERRORS
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A memory pattern is kept for each shape that was ever fed, and a growing attention mask brings a new one at each step.
+    options.enable_mem_pattern = not stateful
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _create(model: bytes, weights: Mapping[str, Content], options: Any, provider: str, path: str) -> Any:
+    present = ort.get_available_providers()
+    if provider not in present:
+        raise BackendError(f"onnxruntime has no {provider} here; it has {', '.join(present)}")
+    sizes = [memoryview(content).nbytes for content in weights.values()]
+    try:
+        if weights:
+            options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
+        return ort.InferenceSession(model, options, providers=[provider])
+    except _ERRORS as error:
+        raise _backend_error(f"onnxruntime {ort.__version__} refuses {path}", error) from error
+
+
+def _check_signature(session: Any, variant: Variant) -> frozenset[str]:
+    """Hold the graph to what the manifest says of it; return the inputs that have a default.
+
+    Raises BackendError where names, dtypes or ranks differ: a feed that fits the manifest would not fit the graph.
+    """
+    optional = session.get_overridable_initializers()
+    for kind, specs, nodes in (
+        ("inputs", variant.inputs, [*session.get_inputs(), *optional]),
+        ("outputs", variant.outputs, session.get_outputs()),
+    ):
+        said = {spec.name: (spec.dtype, len(spec.axes)) for spec in specs}
+        real = {node.name: (_dtype(node.type), len(node.shape)) for node in nodes}
+        if said != real:
+            names = sorted(name for name in said.keys() | real.keys() if said.get(name) != real.get(name))
+            raise BackendError(f"{variant.path}: {kind} {names} differ from the manifest's; export the bundle again")
+    return frozenset(node.name for node in optional)
+
+
+def _dtype(name: str) -> str:
+    inner = name.removeprefix("tensor(").removesuffix(")")
+    return _DTYPES.get(inner, inner)
+
+
+def _backend_error(what: str, error: BaseException) -> BackendError:
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return BackendError(f"{what}: {line}")
