@@ -1,0 +1,7 @@
+"""Pipelines: one file per family of models, found by name and imported only when used."""
+
+from collections.abc import Mapping
+
+FAMILIES: Mapping[str, str] = {  # the manifest's `family`: the class that runs it
+    "decoder_lm": "edgegen.pipelines.decoder_lm:DecoderLM",
+}
