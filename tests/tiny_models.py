@@ -168,3 +168,56 @@ def tiny_tokenizer() -> Any:
     tokenizer.train_from_iterator([text * 4, "user system assistant hello world " * 4], trainer)
     assert tokenizer.get_vocab_size() == VOCAB_SIZE
     return tokenizer
+
+
+def make_tiny_gguf(path: Path, seed: int = 0, more_tensors: dict[str, Any] | None = None) -> Path:
+    """Write the tiny "llama" as a GGUF file in float32, with the names and the q/k row order of llama.cpp's converter."""
+    import gguf
+
+    model = tiny_model("llama", seed)
+    writer = gguf.GGUFWriter(path, "llama")
+    _write_gguf_metadata(writer)
+    heads = {"q_proj": 4, "k_proj": 2}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":  # tied
+            continue
+        array = tensor.numpy()
+        count = heads.get(name.split(".")[-2])
+        if count is not None:  # rotated pairs lie beside each other, not half a head apart
+            array = array.reshape(count, 2, array.shape[0] // count // 2, -1).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array.copy())
+    for name, array in (more_tensors or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _write_gguf_metadata(writer: Any) -> None:
+    tokenizer = json.loads(tiny_tokenizer().to_str())["model"]
+    config = tiny_config("llama")
+    writer.add_name("tiny")
+    writer.add_license("mit")
+    writer.add_context_length(CONTEXT_LENGTH)
+    writer.add_embedding_length(HIDDEN_SIZE)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(HIDDEN_SIZE // config.num_attention_heads)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(VOCAB_SIZE)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    vocabulary = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in vocabulary])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)

@@ -1,0 +1,74 @@
+"""Where a model comes from: one module for each format, all giving the same `Checkpoint`.
+
+To add a format: a module with `open_checkpoint(path, weights) -> Checkpoint`, a line in SOURCES, and a case in `source_kind`.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgegen.errors import SourceError
+from edgegen.export.sources.base import PICKLES, Checkpoint, refuse_pickle
+
+__all__ = ["SOURCES", "Checkpoint", "open_source", "source_kind"]
+
+# huggingface_hub reads it once, when it is imported: a source is what lies on this machine, nothing is fetched.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SOURCES: Mapping[str, str] = {  # kind: its opener
+    "recipe": "edgegen.export.recipe:open_checkpoint",
+    "huggingface": "edgegen.export.sources.huggingface:open_checkpoint",
+    "gguf": "edgegen.export.sources.gguf:open_checkpoint",
+}
+
+
+def open_source(source: str, checkpoint: Path | None = None) -> Checkpoint:
+    """Open what `source` names without loading its weights: they come with `Checkpoint.load`.
+
+    Args:
+        source: A recipe.py, a Hugging Face directory (safetensors), or a .gguf file, all on this machine.
+        checkpoint: A .safetensors file whose weights replace the source's own.
+
+    Raises:
+        SourceError: Nothing is there, or it is damaged, unknown, or not to be trusted (a pickle).
+    """
+    if checkpoint is not None:
+        refuse_pickle(checkpoint)
+        if not checkpoint.is_file():
+            raise SourceError(f"no checkpoint at {checkpoint}; --checkpoint wants a .safetensors file")
+    module, function = SOURCES[source_kind(source)].split(":")
+    opened = getattr(importlib.import_module(module), function)(Path(source), checkpoint)
+    assert isinstance(opened, Checkpoint)  # noqa: S101  # the contract of every line in SOURCES
+    return opened
+
+
+def source_kind(source: str) -> str:
+    """Tell which line of SOURCES `source` belongs to.
+
+    Raises:
+        SourceError: Nothing is there, or nothing that edgegen reads.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise SourceError(_not_there(source))
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in {".py", ".gguf"}:
+        return "recipe" if suffix == ".py" else "gguf"
+    if path.is_dir() and (path / "config.json").is_file():
+        return "huggingface"
+    if path.is_dir() and (path / "model_index.json").is_file():
+        raise SourceError(f"{source} is a diffusers directory; edgegen does not read those yet")
+    if path.is_file() and suffix in PICKLES:
+        refuse_pickle(path)
+    if suffix == ".onnx":
+        raise SourceError(f"{source} is an ONNX file; edgegen does not read those yet, export from its checkpoint instead")
+    there = "a directory without config.json" if path.is_dir() else f"a {suffix or 'nameless'} file"
+    raise SourceError(f"{source} is {there}; give a recipe.py, a Hugging Face directory with config.json, or a .gguf file")
+
+
+def _not_there(source: str) -> str:
+    if ":" in source and "/" not in source:
+        return f"{source}: sources of the form package.module:function are not read yet; write a recipe.py"
+    hint = "; edgegen does not download models: fetch it first and give its path" if source.count("/") == 1 else ""
+    return f"nothing is at {source}{hint}"

@@ -1,0 +1,69 @@
+"""A recipe: a short Python file whose `RECIPE` says where a model's weights come from, and how to export it.
+
+A recipe is the user's own code and is run, like a Makefile: only checkpoints are treated as untrusted.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgegen.errors import SourceError
+
+if TYPE_CHECKING:
+    from edgegen.export.sources.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to export and how, unless the command line says otherwise.
+
+    `source` returns the path of the checkpoint on this machine, fetching it where it must (`edgegen.export.fetch`).
+    `name` is the bundle's; `precision` is fp32, fp16, int8 or int4; `context_length` is in tokens, None for the model's own.
+    `licence` replaces what the checkpoint says of itself, which is often nothing.
+    """
+
+    name: str
+    family: str
+    source: Callable[[], Path]
+    precision: str = "fp32"
+    context_length: int | None = None
+    licence: str | None = None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Run the recipe file at `path` and return its RECIPE.
+
+    Raises:
+        SourceError: There is no such file, or it holds no `RECIPE = Recipe(...)`.
+    """
+    # The prefix keeps a recipe called json.py or torch.py from hiding the module of that name.
+    name = "edgegen_recipe_" + re.sub(r"\W", "_", path.stem)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SourceError(f"no recipe at {path}; a recipe is a .py file with RECIPE = Recipe(...)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look their module up
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise SourceError(f"{path}, line {error.lineno}: {error.msg}") from error
+    recipe = getattr(module, "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise SourceError(f"{path} has no RECIPE = Recipe(...)")
+    return recipe
+
+
+def open_checkpoint(path: Path, weights: Path | None) -> "Checkpoint":
+    """Open the checkpoint that the recipe at `path` names (the `recipe` line of edgegen.export.sources.SOURCES)."""
+    from edgegen.export.sources import open_source, source_kind
+
+    recipe = load_recipe(path)
+    place = str(recipe.source())
+    if source_kind(place) == "recipe":
+        raise SourceError(f"{path}: the source of a recipe is a checkpoint, not another recipe ({place})")
+    checkpoint = open_source(place, weights)
+    return replace(checkpoint, name=recipe.name, licence=recipe.licence or checkpoint.licence)
