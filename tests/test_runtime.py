@@ -1,0 +1,115 @@
+"""`load` puts bundle, backend and pipeline together, and lets go of the bundle when that fails."""
+
+import logging
+import types
+
+import pytest
+
+import edgegen.backends
+import edgegen.runtime
+from edgegen.backends import BACKENDS, choose, open_session
+from edgegen.errors import BackendError, BundleError, UnknownNameError
+from edgegen.manifest import Graph, Variant
+
+
+class StubBundle:
+    """A bundle with one graph in two variants; it remembers what was asked of it."""
+
+    def __init__(self, variants=("canonical", "onnxruntime"), family="decoder_lm"):
+        found = {name: Variant(path=f"{name}.onnx", weights=(), inputs=(), outputs=()) for name in variants}
+        graphs = {"decoder": Graph(variants=found, axes={})}
+        self.manifest = types.SimpleNamespace(name="stub", family=family, graphs=graphs)
+        self.asked: list[tuple[str, str]] = []
+        self.closed = False
+
+    def graph(self, name, variant):
+        self.asked.append((name, variant))
+        described = self.manifest.graphs[name].variants[variant]
+        return types.SimpleNamespace(model=b"", weights={}, variant=described, axes={})
+
+    def close(self):
+        self.closed = True
+
+
+class StubPipeline:
+    def __init__(self, session):
+        self.session = session
+
+    @classmethod
+    def from_bundle(cls, bundle, open_graph):
+        return cls(open_graph("decoder"))
+
+
+@pytest.fixture
+def bundle(monkeypatch):
+    stub = StubBundle()
+    opened = types.SimpleNamespace(open=lambda path, verify=True: stub)
+    monkeypatch.setattr(edgegen.runtime, "Bundle", opened)
+    monkeypatch.setattr(edgegen.runtime, "pipeline_class", lambda family: StubPipeline)
+    monkeypatch.setattr(edgegen.backends, "_load", lambda backend: lambda *files, **options: (files, options))
+    return stub
+
+
+@pytest.mark.parametrize(
+    ("variants", "chosen"), [(("canonical", "onnxruntime"), "onnxruntime"), (("canonical", "tensorrt"), "canonical")]
+)
+def test_a_backend_takes_its_own_variant_before_the_canonical_one(bundle, variants, chosen):
+    stub = StubBundle(variants)
+    open_session("onnxruntime", stub, "decoder")
+    assert stub.asked == [("decoder", chosen)]
+
+
+def test_an_unknown_graph_is_named(bundle):
+    with pytest.raises(UnknownNameError, match="decoder"):
+        open_session("onnxruntime", bundle, "decodr")
+
+
+def test_load_hands_the_threads_to_the_session(bundle):
+    (_, options) = edgegen.runtime.load("x.bundle", threads=3).session
+    assert options["threads"] == 3
+
+
+def test_load_says_which_backend_auto_took(bundle, caplog):
+    with caplog.at_level(logging.INFO, logger="edgegen"):
+        edgegen.runtime.load("x.bundle")
+    assert "decoder_lm on onnxruntime" in caplog.text
+
+
+def test_load_closes_the_bundle_when_the_pipeline_cannot_be_made(bundle, monkeypatch):
+    def refuse(*files, **options):
+        raise BackendError("no")
+
+    monkeypatch.setattr(edgegen.backends, "_load", lambda backend: refuse)
+    with pytest.raises(BackendError):
+        edgegen.runtime.load("x.bundle")
+    assert bundle.closed
+
+
+def test_a_bundle_that_is_not_there_is_a_bundle_error(tmp_path):
+    with pytest.raises(BundleError):
+        edgegen.runtime.load(tmp_path / "none.bundle")
+
+
+def test_an_unknown_family_or_backend_gets_a_hint():
+    with pytest.raises(UnknownNameError, match="decoder_lm"):
+        edgegen.runtime.pipeline_class("decoder_ml")
+    with pytest.raises(UnknownNameError, match="onnxruntime"):
+        choose("onnxruntimes")
+
+
+@pytest.mark.parametrize("name", ["auto", "onnxruntime"])
+def test_a_missing_library_names_the_extra(monkeypatch, name):
+    monkeypatch.setattr(edgegen.backends, "present_backends", list)
+    with pytest.raises(BackendError, match=r'pip install "edgegen\[cpu\]"'):
+        choose(name)
+
+
+def test_a_library_that_does_not_import_names_the_extra(monkeypatch):
+    broken = BACKENDS["onnxruntime"]._replace(place="no_such_library_at_all:Session")
+    with pytest.raises(BackendError, match="pip install"):
+        edgegen.backends._load(broken)
+
+
+def test_a_missing_module_of_our_own_is_a_bug_to_see():
+    with pytest.raises(ModuleNotFoundError):
+        edgegen.backends._load(BACKENDS["onnxruntime"]._replace(place="edgegen.backends.none:Session"))
