@@ -1,0 +1,204 @@
+"""A Hugging Face decoder becomes one standard ONNX graph (opset 24) with an in-place cache.
+
+Nothing is written by hand for an architecture: attention is caught at transformers' attention interface, the cache at its
+`Cache.update`, and the rest is `torch.export`.
+
+inputs:  input_ids int64 [batch, sequence], position_ids int64 [batch, sequence], write_indices int64 [batch],
+         logits_to_keep int64 [] (optional, 1), past_key_values.{i}.{key,value} float32 [batch, kv_heads, cache, head_dim]
+outputs: logits float32 [batch, kept, vocab], present.{i}.{key,value} (the same memory as the past)
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.onnx import ops as onnx_ops
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from edgegen.errors import CaptureError
+from edgegen.export.patches import Positions, standard_operators
+
+OPSET = 24
+import os
+
+OPT = bool(int(os.environ.get("OPT", "1")))
+_ATTENTION = "edgegen_onnx"
+
+
+class _ScatterLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's cache: new keys and values are written in place at `start`."""
+
+    is_sliding = False
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, start: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.start, self.is_initialized = keys, values, start, True
+
+    def _scatter(self, past: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        attributes: dict[str, Any] = {"axis": 2, "mode": "linear"}
+        inputs = (past, update, self.start)
+        return onnx_ops.symbolic("TensorScatter", inputs, attributes, dtype=past.dtype, shape=past.shape, version=OPSET)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = self._scatter(self.keys, keys), self._scatter(self.values, values)
+        return self.keys, self.values
+
+    def lazy_initialization(self, *_: Any, **__: Any) -> None: ...
+
+    def get_mask_sizes(self, _: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+    get_max_cache_shape = get_max_length
+
+
+class _Step(torch.nn.Module):
+    """Prefill and decode in one graph."""
+
+    def __init__(self, model: torch.nn.Module, positions: Positions) -> None:
+        super().__init__()
+        self.model = model
+        self._positions = positions
+        self._start: torch.Tensor | None = None
+        self._masks: dict[int | None, torch.Tensor] = {}
+        self.attended: list[str] = []
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        write_indices: torch.Tensor,
+        kept: torch.Tensor,
+        past: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self._positions.ids, self._start, self._masks = position_ids, write_indices, {}
+        self.attended.clear()
+        layers = [_ScatterLayer(past[i], past[i + 1], write_indices) for i in range(0, len(past), 2)]
+        logits = self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+            logits_to_keep=kept,
+        ).logits
+        return logits, [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+
+    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
+        """Which slots a query may see: bool [batch, 1, query, slot]. Causal; within `window` tokens where one is given."""
+        if window not in self._masks:
+            assert self._start is not None
+            slots = torch.arange(keys)[None, None, None, :]
+            own = self._start[:, None, None, None] + torch.arange(queries)[None, None, :, None]
+            seen = slots <= own
+            self._masks[window] = seen if window is None else seen & (slots > own - window)
+        return self._masks[window]
+
+    def attention(  # noqa: D417
+        self, module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: object, **options: Any
+    ) -> tuple[torch.Tensor, None]:
+        """q: [batch, heads, sequence, head_dim]; k, v: [batch, kv_heads, cache, head_dim]."""
+        name = next((n for n, m in self.model.named_modules() if m is module), type(module).__name__)
+        self.attended.append(name)
+        if options.get("s_aux") is not None:
+            raise CaptureError(
+                f"{name} ({type(module).__name__}) uses attention sinks, which the ONNX Attention operator has not"
+            )
+        mask = self.mask(q.shape[2], k.shape[2], options.get("sliding_window"))
+        out, *_ = onnx_ops.attention(q, k, v, mask, scale=options.get("scaling"), softcap=options.get("softcap") or 0.0)
+        return out.transpose(1, 2), None
+
+
+def cache_shape(config: Any) -> tuple[int, int, int]:
+    """Layers, key/value heads and head dimension of a decoder's cache, from its config."""
+    heads = config.num_attention_heads
+    return (
+        config.num_hidden_layers,
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
+def capture(model: torch.nn.Module, context_length: int) -> ir.Model:
+    """Capture a causal language model (float32, eval mode).
+
+    Raises CaptureError naming the module, the operator and the cure where a part cannot be captured.
+    """
+    config: Any = model.config
+    positions = Positions()
+    step = _Step(model, positions).eval()
+    layers, heads, dim = cache_shape(config)
+    names = [f"{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    # Sizes that occur nowhere else: an axis must not be taken for another one of the same length.
+    past = [torch.zeros(1, heads, 57, dim) for _ in names]
+    args = (
+        torch.zeros(1, 5, dtype=torch.int64),
+        torch.arange(5)[None],
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([4]),
+        past,
+    )
+    batch, sequence, cache = (torch.export.Dim(n, min=1) for n in ("batch", "sequence", "cache"))
+    dynamic = (
+        {1: torch.export.Dim.DYNAMIC},
+        {1: torch.export.Dim.DYNAMIC},
+        None,
+        {0: torch.export.Dim.DYNAMIC},
+        [{2: torch.export.Dim.DYNAMIC}] * len(names),
+    )
+    del batch, sequence, cache
+    with _attention_interface(step, config), standard_operators(model, positions, context_length), _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                step,
+                args,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic,
+                input_names=["input_ids", "position_ids", "write_indices", "kept", *(f"past_key_values.{n}" for n in names)],
+                output_names=["logits", *(f"present.{n}" for n in names)],
+                verbose=False,
+                optimize=OPT,
+            )
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _attention_interface(step: _Step, config: Any) -> Iterator[None]:
+    AttentionInterface.register(_ATTENTION, step.attention)
+    before = config._attn_implementation
+    config._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress and advice is for its own developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
