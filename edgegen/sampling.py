@@ -118,7 +118,7 @@ _NUMBERS = {
 _OPTIONAL = {"seed", "logprobs", "deadline_s"}
 
 
-def _check(name: str, value: Any, kind: type, low: float, high: float) -> None:
+def _check(name: str, value: Any, kind: Any, low: float, high: float) -> None:
     if value is None and name in _OPTIONAL:
         return
     # The comparison comes last: NaN is in no range.
