@@ -1,0 +1,46 @@
+"""`edgegen bench`: how fast a bundle is on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgegen.cli.options import backend_option, echo_json, threads_option, write_text
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
+@click.option(
+    "--prompt-length",
+    "prompt_lengths",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(16, 128, 512),
+    show_default=True,
+    help="In tokens; may be given several times.",
+)
+@click.option("--new-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Tokens to generate in each run.")
+@click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs that are not counted.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs that are.")
+@backend_option
+@threads_option
+@click.option("--json", "json_file", metavar="FILE", help="Write one JSON object to FILE; '-' prints it instead of the table.")
+def bench(bundles: tuple[Path, ...], json_file: str | None, **options: Any) -> None:
+    """Measure import, load, time to first token, tokens per second and memory of each BUNDLE."""
+    from edgegen.bench.text import bench_text
+
+    results = [bench_text(bundle, **options) for bundle in bundles]
+    _print(results, json_file)
+
+
+def _print(results: list[dict[str, Any]], json_file: str | None) -> None:
+    import json
+
+    from edgegen.bench.report import print_table
+
+    if json_file == "-":
+        echo_json({"results": results})
+        return
+    print_table(results)
+    if json_file is not None:
+        write_text(Path(json_file), json.dumps({"results": results}, indent=1) + "\n")

@@ -1,0 +1,62 @@
+"""`edgegen export`: a checkpoint becomes a proven bundle."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgegen.cli.options import echo_report, json_option
+from edgegen.errors import ExportError
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's directory, to be made.")
+@click.option("--family", help="Family of the model; by default what the source says.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that replaces the source's weights.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "int8", "int4"]), help="Of the weights.  [default: the recipe's]"
+)
+@click.option("--context-length", type=click.IntRange(min=1), help="Longest context, in tokens.  [default: the model's own]")
+@click.option("--limit", type=click.FloatRange(min=0), help="Largest mean KL divergence that quantization may cost.")
+@click.option("--name", help="Name of the bundle.  [default: the source's]")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@json_option
+def export(source: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Export SOURCE to a bundle: ONNX, quantized, proven equal to the original.
+
+    SOURCE is a recipe.py, a Hugging Face directory (config.json, safetensors), or a .gguf file.
+    """
+    run = _export_function()
+    with _progress() as progress:
+        report = run(source, output, progress=progress, **options)
+    echo_report(report, as_json)
+
+
+def _export_function() -> Callable[..., Any]:
+    try:
+        run: Callable[..., Any] = importlib.import_module("edgegen.export").export
+    except ModuleNotFoundError as error:
+        # A missing library is the user's to install; a missing module of ours is a bug to see.
+        if error.name is not None and error.name.split(".")[0] == "edgegen":
+            raise
+        raise ExportError(f'export needs {error.name}, which is not installed: pip install "edgegen[export]"') from error
+    return run
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None] | None]:
+    """Give a callback that draws a bar on stderr, or None where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TimeElapsedColumn
+
+    with Progress(*Progress.get_default_columns()[:-1], TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("export", total=1.0)
+        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)

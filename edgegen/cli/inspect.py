@@ -1,0 +1,17 @@
+"""`edgegen inspect`: what is in a bundle."""
+
+from pathlib import Path
+
+import click
+
+from edgegen.cli.options import bundle_argument, echo_report, json_option
+
+
+@click.command()
+@bundle_argument
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show the graphs, precision, sizes, source, licence and proof of BUNDLE."""
+    from edgegen.describe import describe
+
+    echo_report(describe(bundle), as_json)

@@ -1,0 +1,58 @@
+"""The `edgegen` command: a table of commands, each in its own file, and what becomes of an error.
+
+Exit codes: 0; 1 for an EdgegenError (one line on stderr) or a check that failed; 2 for wrong usage; 130 for Ctrl-C. Any other
+exception is a bug of edgegen and keeps its traceback.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from edgegen import __version__
+from edgegen.errors import EdgegenError
+
+COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported before it is asked for
+    "export": "edgegen.cli.export:export",
+    "verify": "edgegen.cli.verify:verify",
+    "generate": "edgegen.cli.generate:generate",
+    "bench": "edgegen.cli.bench:bench",
+    "inspect": "edgegen.cli.inspect:inspect",
+    "pack": "edgegen.cli.pack:pack",
+    "doctor": "edgegen.cli.doctor:doctor",
+}
+
+
+class LazyGroup(click.Group):
+    """Commands from COMMANDS, and errors as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Name the commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)  # noqa: S101  # the contract of every line in COMMANDS
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except EdgegenError as error:
+            click.echo(f"edgegen: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\nedgegen: stopped", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgegen")
+def main() -> None:
+    """Generative models from PyTorch onto devices without a network."""

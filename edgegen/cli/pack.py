@@ -1,0 +1,18 @@
+"""`edgegen pack`: one file for shipping."""
+
+from pathlib import Path
+
+import click
+
+from edgegen.cli.options import bundle_argument
+
+
+@click.command()
+@bundle_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .tar to write.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def pack(bundle: Path, output: Path, force: bool) -> None:
+    """Pack BUNDLE into one uncompressed .tar, which every command and `edgegen.load` open as it is."""
+    from edgegen.bundle import pack as pack_bundle
+
+    click.echo(pack_bundle(bundle, output, force=force))
