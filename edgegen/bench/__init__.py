@@ -1,0 +1,1 @@
+"""How things are measured: every number comes with how it was got."""

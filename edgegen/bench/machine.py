@@ -1,0 +1,119 @@
+"""What a number was measured on: processor, clocks, memory and its speed, versions."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen.backends.threads import default_threads
+
+_SYSTEM = Path("/sys/devices/system/cpu")
+_LIBRARIES = ("edgegen", "numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers")
+_INSTRUCTIONS = (  # those that decide which kernels run, by their names in /proc/cpuinfo
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+_FALLBACK_CACHE_BYTES = 32 << 20  # where the size of the last-level cache cannot be read
+_MIN_BUFFER_BYTES, _MAX_BUFFER_BYTES = 64 << 20, 512 << 20
+_REPEATS = 5
+
+
+def describe() -> dict[str, Any]:
+    """This machine and the libraries that were used. What cannot be read is None."""
+    fields = _cpu_fields()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "logical_cpus": os.cpu_count(),
+        "usable_cores": default_threads(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "governor": _text(_SYSTEM / "cpu0/cpufreq/scaling_governor"),
+        "clock_hz": _clock_hz(fields),
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "memory_bytes": _memory_bytes(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": _versions(),
+    }
+
+
+def last_level_cache_bytes(root: Path = _SYSTEM / "cpu0/cache") -> int | None:
+    """The size of the largest cache that CPU 0 sees (sysfs), in bytes; None where it is not told."""
+    sizes = [text for text in map(_text, root.glob("index*/size")) if text]
+    return max((int(text.rstrip("K")) << 10 for text in sizes if text.rstrip("K").isdigit()), default=None)
+
+
+def read_bandwidth(threads: int | None = None) -> float:
+    """Measured memory bandwidth for reading, in bytes per second.
+
+    Method: each thread adds up its own part of one int64 buffer, four times as large as the last-level cache (64 to 512 MiB),
+    with numpy's vectorized reduction, which holds no lock; all parts are run at once; the best of five rounds counts, since a
+    disturbance only ever makes it slower.
+    """
+    threads = threads or default_threads()
+    cache_bytes = last_level_cache_bytes() or _FALLBACK_CACHE_BYTES
+    size_bytes = min(max(4 * cache_bytes, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
+    parts = np.array_split(np.ones(size_bytes // 8, np.int64), threads)
+    best_s = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(1 + _REPEATS):  # the first also starts the threads
+            start = time.perf_counter()
+            list(pool.map(np.add.reduce, parts))
+            best_s = min(best_s, time.perf_counter() - start)
+    return size_bytes / best_s
+
+
+def peak_memory_bytes() -> int | None:
+    """The peak resident memory of this process so far (VmHWM of Linux), in bytes; None elsewhere."""
+    for line in (_text(Path("/proc/self/status")) or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return None
+
+
+def _cpu_fields() -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo."""
+    lines = (_text(Path("/proc/cpuinfo")) or "").split("\n\n")[0].splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _clock_hz(fields: dict[str, str]) -> dict[str, float | None]:
+    now, most = (_text(_SYSTEM / f"cpu0/cpufreq/{name}") for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
+    seen = fields.get("cpu MHz")
+    return {
+        "now": float(now) * 1e3 if now else float(seen) * 1e6 if seen else None,
+        "max": float(most) * 1e3 if most else None,
+    }
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return None
+
+
+def _versions() -> dict[str, str]:
+    return {name: version for name in _LIBRARIES if (version := _version(name)) is not None}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None

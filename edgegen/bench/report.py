@@ -1,0 +1,64 @@
+"""A benchmark's result for people: tables for a terminal. For machines, the result itself is one JSON object."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+_STAGES = ("tokenize", "forward", "sample", "detokenize")
+
+
+def text_report(result: dict[str, Any]) -> Group:
+    """What `bench_text` returned, as a group of tables and notes that rich can print."""
+    return Group(*_head(result), _prompts(result), _cold(result), result["method"])
+
+
+def _head(result: dict[str, Any]) -> list[str]:
+    bundle, machine, settings = result["bundle"], result["machine"], result["settings"]
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    threads = settings["threads"] or machine["usable_cores"]
+    return [
+        f"{bundle['name']}, {bundle['precision']}, {_mib(bundle['weights_bytes'])} of weights",
+        f"{machine['cpu']}, {machine['usable_cores']} cores, reads {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s",
+        f"{settings['backend']}, {threads} threads; {libraries}",
+        f"{settings['new_tokens']} new tokens, {settings['warmup']} warm-up, {settings['repeats']} repeats",
+    ]
+
+
+def _prompts(result: dict[str, Any]) -> Table:
+    table = Table(title="Warm")
+    columns = ("prompt", "first token ms", "token p50 ms", "p90", "p99", "tokens/s", "spread", "limit", "share")
+    for column in (*columns, *(f"{stage} ms" for stage in _STAGES)):
+        table.add_column(column, justify="right")
+    for entry in result["prompts"]:
+        gaps, roofline = entry["inter_token"], entry["roofline"]
+        table.add_row(
+            str(entry["prompt_tokens"]),
+            _ms(entry["first_token"]["p50_s"]),
+            *(_ms(gaps[name]) for name in ("p50_s", "p90_s", "p99_s")),
+            f"{entry['decode_tokens_per_s']:.1f}",
+            f"{entry['decode_spread']:.0%}",
+            f"{roofline['tokens_per_s']:.0f}",
+            f"{roofline['share']:.0%}",
+            *(_ms(entry["stage_s"].get(stage)) for stage in _STAGES),
+        )
+    return table
+
+
+def _cold(result: dict[str, Any]) -> Table:
+    cold = result["cold"]
+    table = Table(title=f"Cold, median of {cold['processes']} fresh processes")
+    for column in ("import ms beyond numpy", "load ms", "first generation ms", "peak memory MiB"):
+        table.add_column(column, justify="right")
+    peak = cold.get("peak_memory_bytes")
+    times = (_ms(cold[key]) for key in ("import_s", "load_s", "first_generation_s"))
+    table.add_row(*times, "?" if peak is None else f"{peak / 2**20:.0f}")
+    return table
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB"

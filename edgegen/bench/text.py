@@ -1,0 +1,186 @@
+"""Language models: cold start, time to first token, inter-token latency, tokens per second, and the limit beside them."""
+
+import collections
+import dataclasses
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgegen.backends import AUTO, BACKENDS, choose
+from edgegen.bench.cold import measure_cold, measure_import
+from edgegen.bench.machine import describe, read_bandwidth
+from edgegen.bench.measure import Clock, measure, summarize
+from edgegen.bench.metrics import Arrivals, roofline_tokens_per_s, spread
+from edgegen.errors import InputError
+from edgegen.manifest import Variant
+
+if TYPE_CHECKING:
+    from edgegen.bundle import Bundle
+
+_COLD_REPEATS = 3
+_TEXT = (
+    "The river had been low all summer, and the boats lay on the mud like sleeping animals. Every morning the ferryman walked "
+    "down to the bank, counted the stones that the water had left bare, and wrote the number in a small brown book. "
+)
+METHOD = (
+    "Times are of the whole pipeline, tokenization and sampling included, greedy. Time to first token: from the call to the "
+    "first piece of text. Inter-token latency: between pieces after the first, pooled over the repeats. Tokens per second: "
+    "tokens after the first over the time they took, median of the repeats. Cold: fresh processes. Roofline: measured read "
+    "bandwidth over the bytes of all weights and of the state at the middle of the generation."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    new_tokens: int
+    warmup: int
+    repeats: int
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 2 or self.warmup < 0 or self.repeats < 1:
+            least = "new_tokens must be at least 2, warmup 0, repeats 1"
+            raise InputError(f"new_tokens {self.new_tokens}, warmup {self.warmup}, repeats {self.repeats}; {least}")
+
+
+def bench_text(
+    bundle: str | os.PathLike[str],
+    *,
+    backend: str = AUTO,
+    threads: int | None = None,
+    prompt_lengths: Sequence[int] = (16, 128, 512),
+    new_tokens: int = 64,
+    warmup: int = 1,
+    repeats: int = 5,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Any]:
+    """Measure a decoder LM's bundle on this machine.
+
+    Args:
+        bundle: its path.
+        backend: a backend's name, or "auto".
+        threads: CPU threads; the default of the backend if None.
+        prompt_lengths: in tokens; those that do not fit the context with the new tokens are left out.
+        new_tokens: to generate; an end-of-text token may end a generation sooner, and the counts say so.
+        warmup: generations for each length that are not counted.
+        repeats: generations for each length that are.
+        clock: monotonic, in seconds.
+
+    Returns:
+        One object for JSON: bundle, machine, method, settings, cold, bandwidth, and one entry of `prompts` for each length.
+
+    Raises:
+        InputError: an option out of its range, or no length fits. And all that `edgegen.load` raises.
+    """
+    from edgegen.runtime import load
+
+    plan = _Plan(new_tokens, warmup, repeats, clock)
+    chosen = choose(backend)
+    bandwidth = read_bandwidth(threads)
+    with load(bundle, chosen, threads=threads) as pipeline:
+        context = pipeline.settings.context_length
+        lengths = [length for length in prompt_lengths if 0 < length <= context - new_tokens]
+        if not lengths:
+            raise InputError(
+                f"no prompt of {list(prompt_lengths)} tokens and {new_tokens} new ones fits in a context of {context}"
+            )
+        manifest, variant = pipeline.bundle.manifest, _variant_of(pipeline.bundle, chosen)
+        weights_bytes = sum(manifest.files[path].size_bytes for path in variant.weights)
+        prompts = [_bench_prompt(pipeline, length, plan) for length in lengths]
+        first_prompt = prompt_of(pipeline.tokenizer, lengths[0])
+    for entry in prompts:
+        state_bytes = state_bytes_per_entry(variant) * (entry["prompt_tokens"] + entry["new_tokens"] // 2)
+        entry["roofline"] = _roofline(bandwidth, weights_bytes, state_bytes, entry["decode_tokens_per_s"])
+    return {
+        "bundle": {"name": manifest.name, "precision": manifest.precision, "weights_bytes": weights_bytes},
+        "machine": describe(),
+        "method": METHOD,
+        "settings": {"backend": chosen, "threads": threads, "new_tokens": new_tokens, "warmup": warmup, "repeats": repeats},
+        "cold": _cold(str(Path(bundle).resolve()), chosen, threads, first_prompt, new_tokens),
+        "read_bandwidth_bytes_per_s": bandwidth,
+        "prompts": prompts,
+    }
+
+
+def prompt_of(tokenizer: Any, length: int) -> str:
+    """English text of `length` tokens, or as near as text allows: a cut token may be read back as two."""
+    text, ids = _TEXT, tokenizer.encode(_TEXT)
+    while len(ids) < length:
+        text += _TEXT
+        ids = tokenizer.encode(text)
+    # Cut at a token, then drop what the round trip through text added.
+    for cut in range(length, 0, -1):
+        prompt: str = tokenizer.decode(ids[:cut])
+        if len(tokenizer.encode(prompt)) <= length:
+            return prompt
+    return text[:1]
+
+
+def state_bytes_per_entry(variant: Variant) -> int:
+    """Bytes of the state tensors for one entry of their growing axis, at batch 1."""
+    specs = {spec.name: spec for spec in variant.inputs}
+    total = 0
+    for pair in variant.state:
+        spec = specs[pair.input]
+        sizes = [axis for place, axis in enumerate(spec.axes) if place != pair.axis and isinstance(axis, int)]
+        total += math.prod(sizes) * np.dtype(spec.dtype).itemsize
+    return total
+
+
+def _bench_prompt(pipeline: Any, length: int, plan: _Plan) -> dict[str, Any]:
+    prompt, clock = prompt_of(pipeline.tokenizer, length), plan.clock
+    runs: list[Arrivals] = []
+    shares: dict[str, float] = collections.defaultdict(float)
+
+    def once() -> None:
+        start_s = clock()
+        stream = pipeline.stream(prompt, max_new_tokens=plan.new_tokens, temperature=0.0)
+        pieces = [(clock(), len(piece.token_ids)) for piece in stream]
+        runs.append(Arrivals(start_s, tuple(piece for piece in pieces if piece[1])))
+
+    def note(stage: str, seconds: float) -> None:
+        shares[stage] += seconds
+
+    for _ in range(plan.warmup):
+        once()
+    runs.clear()
+    pipeline.clock_hook = note
+    try:
+        totals_s = measure(once, warmup=0, repeats=plan.repeats, clock=clock)
+    finally:
+        pipeline.clock_hook = None
+    speeds = [run.decode_tokens_per_s for run in runs]
+    gaps_s = [gap for run in runs for gap in run.gaps_s()]
+    return {
+        "prompt_tokens": len(pipeline.tokenizer.encode(prompt)),
+        "new_tokens": min(run.tokens for run in runs),
+        "first_token": dataclasses.asdict(summarize([run.first_token_s for run in runs])),
+        "inter_token": dataclasses.asdict(summarize(gaps_s)),
+        "decode_tokens_per_s": statistics.median(speeds),
+        "decode_spread": spread(speeds),
+        "total": dataclasses.asdict(summarize(totals_s)),
+        "stage_s": {stage: seconds / plan.repeats for stage, seconds in sorted(shares.items())},
+    }
+
+
+def _roofline(bandwidth: float, weights_bytes: int, state_bytes: int, reached: float) -> dict[str, float]:
+    limit = roofline_tokens_per_s(bandwidth, weights_bytes, state_bytes)
+    return {"state_bytes": state_bytes, "tokens_per_s": limit, "share": reached / limit}
+
+
+def _cold(bundle: str, backend: str, threads: int | None, prompt: str, new_tokens: int) -> dict[str, Any]:
+    runs = [measure_cold(bundle, backend, threads, prompt, new_tokens) for _ in range(_COLD_REPEATS)]
+    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if runs[0][key] is not None}
+    import_s = statistics.median(measure_import("edgegen") for _ in range(_COLD_REPEATS))
+    return {"processes": _COLD_REPEATS, "import_s": import_s} | medians
+
+
+def _variant_of(bundle: "Bundle", backend: str) -> Variant:
+    variants = bundle.manifest.graphs["decoder"].variants
+    return next(variants[name] for name in BACKENDS[backend].variants if name in variants)
