@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 
 from edgegen.bundle import Bundle
+from edgegen.errors import BundleError
 from edgegen.manifest import Graph, Manifest, Variant
 
 _MIB = 1 << 20
+_MAX_PROOF_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,7 @@ class Description:
         return lines
 
     def _size_bytes(self, variant: Variant) -> int:
-        files = self.manifest.files
-        paths = [path for path in files if path == variant.path or path.rsplit("/", 1)[-1] in _names(variant)]
-        return sum(files[path].size_bytes for path in paths)
+        return sum(self.manifest.files[path].size_bytes for path in {variant.path, *variant.weights})
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
@@ -70,14 +70,25 @@ def describe(path: str | os.PathLike[str]) -> Description:
         BundleError: It is damaged, foreign, newer than this edgegen, or not to be trusted.
     """
     with Bundle.open(path) as bundle:
-        manifest = bundle.manifest
-        proof = json.loads(bytes(bundle.read(manifest.proof))) if manifest.proof in manifest.files else {}
-    scalars = {name: value for name, value in proof.items() if isinstance(value, str | int | float)}
-    return Description(manifest, scalars)
+        return Description(bundle.manifest, _proof_facts(bundle))
 
 
-def _names(variant: Variant) -> set[str]:
-    return {weights.rsplit("/", 1)[-1] for weights in variant.weights}
+def _proof_facts(bundle: Bundle) -> dict[str, Any]:
+    """Read the numbers and words of proof.json, `quality.mean_kl` for those one level down; the family knows what they mean."""
+    name = bundle.manifest.proof
+    entry = bundle.manifest.files.get(name)
+    if entry is None:
+        return {}
+    if entry.size_bytes > _MAX_PROOF_BYTES:
+        raise BundleError(f"{name} has {entry.size_bytes} bytes; {_MAX_PROOF_BYTES} at most")
+    try:
+        proof = msgspec.json.decode(bytes(bundle.read(name)), type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BundleError(f"{name} is not a JSON object: {error}") from error
+    facts: dict[str, Any] = {}
+    for key, value in proof.items():
+        facts |= {f"{key}.{inner}": fact for inner, fact in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: fact for key, fact in facts.items() if isinstance(fact, str | int | float)}
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from edgegen.cli.options import backend_option, echo_json, threads_option, write_text
+from edgegen.cli.options import backend_option, threads_option, to_json, write_text
 
 
 @click.command()
@@ -34,13 +34,14 @@ def bench(bundles: tuple[Path, ...], json_file: str | None, **options: Any) -> N
 
 
 def _print(results: list[dict[str, Any]], json_file: str | None) -> None:
-    import json
+    from rich.console import Console
 
-    from edgegen.bench.report import print_table
+    from edgegen.bench.report import text_report
 
     if json_file == "-":
-        echo_json({"results": results})
+        click.echo(to_json({"results": results}))
         return
-    print_table(results)
+    for result in results:
+        Console().print(text_report(result))
     if json_file is not None:
-        write_text(Path(json_file), json.dumps({"results": results}, indent=1) + "\n")
+        write_text(Path(json_file), to_json({"results": results}, indent=1) + "\n")

@@ -17,8 +17,8 @@ threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def echo_json(value: Any) -> None:
-    """Print `value` (dicts, dataclasses, msgspec structs, numpy) as one JSON object on one line."""
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Write `value` (dicts, dataclasses, msgspec structs, numpy) as one JSON object, by default on one line."""
     import msgspec
     import numpy as np
 
@@ -27,13 +27,13 @@ def echo_json(value: Any) -> None:
             return other.tolist()
         raise NotImplementedError(type(other).__name__)
 
-    click.echo(json.dumps(msgspec.to_builtins(value, enc_hook=known, str_keys=True), ensure_ascii=False))
+    return json.dumps(msgspec.to_builtins(value, enc_hook=known, str_keys=True), ensure_ascii=False, indent=indent)
 
 
 def echo_report(report: Any, as_json: bool) -> None:
     """Print a report, which has `as_dict()` for machines and `lines()` for people."""
     if as_json:
-        echo_json(report.as_dict())
+        click.echo(to_json(report.as_dict()))
     else:
         click.echo("\n".join(report.lines()))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgegen.cli.options import echo_json, write_text
+from edgegen.cli.options import to_json, write_text
 
 
 def read_prompt(prompt: str) -> str:
@@ -32,7 +32,7 @@ def answer_whole(speaker: Any, prompt: str, options: dict[str, Any], output: Pat
     if output is not None:
         write_text(output, result.text)
     if as_json:
-        echo_json(result)
+        click.echo(to_json(result))
 
 
 def converse(chat: Any, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ def verify(context: click.Context, bundle: Path, backend: str, as_json: bool) ->
     """Check the digests of BUNDLE and replay its proof on this machine; exit 1 with what differs, and where."""
     from edgegen.proof import verify_bundle
 
-    report = verify_bundle(bundle, backend)
+    report = verify_bundle(str(bundle), backend)
     echo_report(report, as_json)
     if not report.passed:
         context.exit(1)
