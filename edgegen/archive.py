@@ -236,7 +236,7 @@ def _read_header(header: bytes) -> tuple[str, bytes, int]:
     kind = header[156:157]
     if kind not in (b"0", b"\0", b"5"):
         what = _MEMBER_KINDS.get(kind, f"of the unknown type {kind!r}")
-        raise BundleError(f"{text!r} is {what}; only regular files are read: pack the bundle again with edgegen")
+        raise BundleError(f"{text!r} is {what}; only regular files are read; pack with `tar --format=ustar`")
     large = header[124] == 0x80
     size = int.from_bytes(header[125:136], "big") if large else _octal(header[124:136])
     if kind == b"5" and size:

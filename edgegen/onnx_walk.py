@@ -13,7 +13,7 @@ from edgegen.manifest import Variant
 from edgegen.tensors import TensorSpec
 
 MAX_MODEL_BYTES = 128 << 20  # weights are external: SmolLM2's graph has 0.3 MB
-MAX_FIELDS = 4_000_000  # a few seconds of walking; SmolLM2's graph has about 60,000
+MAX_FIELDS = 2_000_000  # two seconds of walking; SmolLM2's graph has about 60,000
 MAX_DEPTH = 16
 MAX_ELEMENTS = 1 << 40
 
@@ -70,7 +70,7 @@ _NODE = _Message("node", "4 5 7", one="3 4 6 7 8", many="1 2 5 9 10")
 _ATTRIBUTE = _Message(
     "attribute", "5 6 10 11", one="1 4 5 6 13 14 21", many="9 10 11 15", number="3 20", numbers="8", float32="2", float32s="7"
 )
-_FUNCTION = _Message("function", "1 7 10 11", one="1 8 10 12", many="4 5 6 7 9 11 13 14")
+_FUNCTION = _Message("function", "1 7 10 11", one="1 8 10 13", many="4 5 6 7 9 11 12 14")
 _TENSOR = _Message(
     "tensor", "1 2 9 13 14", one="8 9 12", many="6 13 16", number="2 14", numbers="1 5 7 11", float32s="4", float64s="10"
 )
@@ -206,6 +206,8 @@ class _Walk:
         while start < stop:
             value, start = self._varint(start, stop)
             self.fields_left -= 1
+            if self.fields_left < 0:
+                raise _DamageError(f"more than {MAX_FIELDS} fields")
             yield value
 
     def _entry(self, start: int, stop: int, entries: dict[bytes, bytes]) -> None:

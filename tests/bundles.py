@@ -12,7 +12,7 @@ from edgegen.tensors import Axis, TensorSpec
 
 DATA = Path(__file__).parent / "data"
 CONTEXT = 64
-WORDS = ["<unk>", "<s>", "</s>", *"a b c d e f g h i j k l m".split()]  # 16, as the graph has
+WORDS = ["<unk>", "<s>", "</s>", *"abcdefghijklm"]  # 16, as the graph has
 CACHE = ("batch", 1, "cache", 4)
 STATE_IN = tuple(TensorSpec(f"past_key_values.0.{part}", "float32", CACHE) for part in ("key", "value"))
 STATE_OUT = tuple(TensorSpec(f"present.0.{part}", "float32", CACHE) for part in ("key", "value"))
