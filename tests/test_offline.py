@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgegen.errors import OfflineError
-from edgegen.offline import deny_sockets, watch
+from edgegen.offline import check_offline, deny_sockets, watch
 
 SUSPECTS = """
 import ctypes, os, pathlib, socket, sys, tempfile
@@ -138,6 +138,19 @@ def test_the_telemetry_of_onnxruntime_would_be_caught(call):
     report = call("session", identity_model(), True)
     assert not report.passed
     assert report.files or report.sockets
+
+
+def test_a_bundle_generates_offline(tiny_bundle):
+    pytest.importorskip("onnxruntime")
+    report = check_offline(tiny_bundle, "abc", max_new_tokens=4)
+    assert report.passed, report.lines()
+    assert report.output
+
+
+def test_a_bundle_that_is_missing_does_not_pass(tmp_path):
+    report = check_offline(tmp_path / "none.bundle")
+    assert not report.passed
+    assert "none.bundle" in report.failure
 
 
 def test_sockets_are_denied_inside_and_allowed_after():

@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+import edgegen
 import edgegen.backends
 import edgegen.runtime
 from edgegen.backends import BACKENDS, choose, open_session
@@ -83,6 +84,19 @@ def test_load_closes_the_bundle_when_the_pipeline_cannot_be_made(bundle, monkeyp
     with pytest.raises(BackendError):
         edgegen.runtime.load("x.bundle")
     assert bundle.closed
+
+
+def test_a_real_bundle_generates_the_same_text_from_its_folder_and_its_tar(tiny_bundle, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from edgegen.bundle import pack
+
+    pack(tiny_bundle, tmp_path / "tiny.tar")
+    texts = []
+    for path in (tiny_bundle, tmp_path / "tiny.tar"):
+        with edgegen.load(path, threads=1) as model:
+            texts.append(model.generate("abc", max_new_tokens=6).token_ids)
+    assert len(texts[0]) > 0
+    assert texts[0] == texts[1]
 
 
 def test_a_bundle_that_is_not_there_is_a_bundle_error(tmp_path):

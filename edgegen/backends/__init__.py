@@ -50,13 +50,24 @@ def choose(name: str = AUTO) -> str:
     return name
 
 
-def open_session(backend: str, bundle: "Bundle", graph: str, *, threads: int | None = None, **options: Any) -> "Session":
+def variant_for(backend: str, bundle: "Bundle", graph: str) -> str:
+    """The variant of a graph that `backend` runs: the best that the bundle has, at last the canonical one."""
+    graphs = bundle.manifest.graphs
+    if graph not in graphs:
+        raise UnknownNameError("graph", graph, graphs)
+    return next(name for name in BACKENDS[backend].variants if name in graphs[graph].variants or name == "canonical")
+
+
+def open_session(
+    backend: str, bundle: "Bundle", graph: str, *, variant: str | None = None, threads: int | None = None, **options: Any
+) -> "Session":
     """Open one graph of `bundle` on `backend`, in the variant that suits it best.
 
     Args:
         backend: a name of `BACKENDS`, or "auto".
         bundle: an open bundle; it must stay open as long as the session.
         graph: a name in `bundle.manifest.graphs`.
+        variant: a variant of the graph; the one that suits the backend best if None.
         threads: CPU threads; one for each usable physical core if None.
         options: passed to the session's class.
 
@@ -65,13 +76,11 @@ def open_session(backend: str, bundle: "Bundle", graph: str, *, threads: int | N
         BackendError: the library is missing, or refuses the graph.
         BundleError: the graph's files are not what the manifest says.
     """
-    chosen = BACKENDS[choose(backend)]
-    graphs = bundle.manifest.graphs
-    if graph not in graphs:
-        raise UnknownNameError("graph", graph, graphs)
-    variant = next(name for name in chosen.variants if name in graphs[graph].variants or name == "canonical")
-    files = bundle.graph(graph, variant)
-    session: Session = _load(chosen)(files.model, files.weights, files.variant, files.axes, threads=threads, **options)
+    chosen = choose(backend)
+    files = bundle.graph(graph, variant or variant_for(chosen, bundle, graph))
+    session: Session = _load(BACKENDS[chosen])(
+        files.model, files.weights, files.variant, files.axes, threads=threads, **options
+    )
     return session
 
 

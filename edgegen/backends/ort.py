@@ -1,5 +1,6 @@
 """ONNX Runtime: one session for one graph, its state bound in place."""
 
+import math
 import mmap
 import threading
 import weakref
@@ -184,7 +185,7 @@ class OrtState:
         if self.binding is None:
             raise BackendError("the state is closed; make another with new_state()")
         for pair, spec in self._pairs.items():  # one by one, so that old and new exist side by side for one tensor only
-            grown = _zeros(_state_shape(spec, pair, self._axes, capacity), np.dtype(spec.dtype))
+            grown = _zeros(spec, _state_shape(spec, pair, self._axes, capacity))
             if keep:
                 kept = (slice(None),) * pair.axis + (slice(keep),)
                 grown[kept] = self._arrays[pair.input][kept]
@@ -258,12 +259,15 @@ def _state_shape(spec: TensorSpec, pair: StatePair, axes: Mapping[str, Axis], ca
     return tuple(sizes)
 
 
-def _zeros(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Tensor:
+def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
     """An aligned array of zeros, whose pages the system commits only when they are written."""
-    size_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size_bytes + _ALIGNMENT, np.uint8)
+    size_bytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
+    try:
+        raw = np.zeros(size_bytes + _ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError) as error:  # ValueError: more than can be addressed
+        raise BackendError(f"no memory for {size_bytes} bytes of state {spec.name!r}; ask for a shorter context") from error
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+    return raw[start : start + size_bytes].view(spec.dtype).reshape(shape)
 
 
 def _options(threads: int, config: Mapping[str, str], *, stateful: bool) -> Any:
@@ -286,9 +290,19 @@ def _create(model: bytes, weights: Mapping[str, Content], options: Any, provider
     try:
         if weights:
             options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
-        return ort.InferenceSession(model, options, providers=[provider])
+        session = ort.InferenceSession(model, options, providers=[provider])
     except _ERRORS as error:
         raise _backend_error(f"onnxruntime {ort.__version__} refuses {path}", error) from error
+    for content in weights.values():
+        _let_go(content)
+    return session
+
+
+def _let_go(content: Content) -> None:
+    """Take a mapped file's pages out of this process's memory: ONNX Runtime has copied them, and they can be read again."""
+    mapped = content.obj if isinstance(content, memoryview) else content
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and memoryview(mapped).readonly:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _check_signature(session: Any, variant: Variant) -> frozenset[str]:

@@ -8,20 +8,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from edgegen.backends import AUTO, BACKENDS, choose
+from edgegen.backends import AUTO, choose, variant_for
 from edgegen.bench.cold import measure_cold, measure_import
 from edgegen.bench.machine import describe, read_bandwidth
 from edgegen.bench.measure import Clock, measure, summarize
 from edgegen.bench.metrics import Arrivals, roofline_tokens_per_s, spread
 from edgegen.errors import InputError
 from edgegen.manifest import Variant
-
-if TYPE_CHECKING:
-    from edgegen.bundle import Bundle
 
 _COLD_REPEATS = 3
 _TEXT = (
@@ -90,7 +87,8 @@ def bench_text(
             raise InputError(
                 f"no prompt of {list(prompt_lengths)} tokens and {new_tokens} new ones fits in a context of {context}"
             )
-        manifest, variant = pipeline.bundle.manifest, _variant_of(pipeline.bundle, chosen)
+        manifest = pipeline.bundle.manifest
+        variant = manifest.graphs["decoder"].variants[variant_for(chosen, pipeline.bundle, "decoder")]
         weights_bytes = sum(manifest.files[path].size_bytes for path in variant.weights)
         prompts = [_bench_prompt(pipeline, length, plan) for length in lengths]
         first_prompt = prompt_of(pipeline.tokenizer, lengths[0])
@@ -179,8 +177,3 @@ def _cold(bundle: str, backend: str, threads: int | None, prompt: str, new_token
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if runs[0][key] is not None}
     import_s = statistics.median(measure_import("edgegen") for _ in range(_COLD_REPEATS))
     return {"processes": _COLD_REPEATS, "import_s": import_s} | medians
-
-
-def _variant_of(bundle: "Bundle", backend: str) -> Variant:
-    variants = bundle.manifest.graphs["decoder"].variants
-    return next(variants[name] for name in BACKENDS[backend].variants if name in variants)
