@@ -1,0 +1,121 @@
+"""The keys and values of one sequence: what is in them, how they grow, and what a graph must be fed to append to them."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from edgegen.backends.base import Session
+from edgegen.errors import ContextFullError
+from edgegen.tensors import Tensor
+
+ROUNDING = 256  # capacities are multiples of it, so that a backend sees few different shapes
+
+
+class KVCache:
+    """Keys and values on the device, and the tokens that they belong to.
+
+    The capacity starts at what is asked for and at least doubles when it is full, in multiples of 256 entries and never beyond
+    the context length. Used by one thread at a time; memory is freed by `close`.
+
+    Args:
+        session: a graph with `input_ids` and any of `attention_mask`, `position_ids`, `write_indices`; its state is the cache.
+        context_length: the most tokens that it may ever hold.
+        capacity: room for so many tokens at first (rounded up).
+    """
+
+    def __init__(self, session: Session, context_length: int, capacity: int) -> None:
+        self.tokens: list[int] = []
+        self._session = session
+        self._context_length = context_length
+        self._state = session.new_state(self._rounded(capacity))
+        self._one_token = np.zeros((1, 1), np.int64)
+        self._write_index = np.zeros(1, np.int64)
+        self._takes = {name for name in _FED if name in session.inputs}
+        self._make_tables()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def capacity(self) -> int:
+        """For how many tokens there is memory now."""
+        return self._state.capacity
+
+    def append(self, tokens: Sequence[int]) -> Tensor:
+        """Run the graph on `tokens`, at least one, behind what is there.
+
+        Returns:
+            Logits [vocab] of the position after the last of them: valid until the session's next run.
+
+        Raises:
+            ContextFullError: there would be more tokens than the context length; nothing was run.
+        """
+        return self._run(tokens, {})[-1]
+
+    def append_all(self, tokens: Sequence[int]) -> Tensor:
+        """As `append`, but returns the logits behind every one of `tokens`: [token, vocab]. For proofs; it costs the whole head."""
+        return self._run(tokens, {"logits_to_keep": np.array(len(tokens), np.int64)})
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one state tensor, by its input's name: [batch, kv_head, cache, head_dim]."""
+        return self._state.read(name)
+
+    def _run(self, tokens: Sequence[int], extra: dict[str, Tensor]) -> Tensor:
+        start, end = len(self.tokens), len(self.tokens) + len(tokens)
+        if end > self._state.capacity:
+            self._grow(end)
+        feed = {**self._feed(tokens, start, end), **extra}
+        logits: Tensor = self._session.run(feed, state=self._state, outputs=_OUTPUTS)["logits"][0]
+        self.tokens += tokens
+        return logits
+
+    def _feed(self, tokens: Sequence[int], start: int, end: int) -> dict[str, Tensor]:
+        if len(tokens) == 1:  # the decode step: no array is made
+            self._one_token[0, 0] = tokens[0]
+            feed: dict[str, Tensor] = {"input_ids": self._one_token}
+        else:
+            feed = {"input_ids": np.array([tokens], np.int64)}
+        takes = self._takes
+        if "attention_mask" in takes:
+            feed["attention_mask"] = self._ones[:, :end]
+        if "position_ids" in takes:
+            feed["position_ids"] = self._positions[:, start:end]
+        if "write_indices" in takes:
+            self._write_index[0] = start
+            feed["write_indices"] = self._write_index
+        return feed
+
+    def rewind(self, length: int) -> None:
+        """Forget everything behind the first `length` tokens."""
+        del self.tokens[length:]
+
+    def _grow(self, needed: int) -> None:
+        if needed > self._context_length:
+            raise ContextFullError(f"{needed} tokens do not fit in the context of {self._context_length}; shorten the text")
+        self._state.reserve(self._rounded(max(needed, 2 * self._state.capacity)), len(self.tokens))
+        self._make_tables()
+
+    def _rounded(self, capacity: int) -> int:
+        return min(-(-capacity // ROUNDING) * ROUNDING, self._context_length)
+
+    def _make_tables(self) -> None:
+        # A step's mask and positions are views of these.
+        self._ones = np.ones((1, self._state.capacity), np.int64)
+        self._positions = np.arange(self._state.capacity, dtype=np.int64)[None]
+
+    def close(self) -> None:
+        """Free the memory. Closing twice is allowed."""
+        self._state.close()
+
+    def __enter__(self) -> "KVCache":
+        """The cache is ready from construction."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+
+_FED = ("input_ids", "attention_mask", "position_ids", "write_indices")
+_OUTPUTS = ("logits",)
