@@ -237,7 +237,7 @@ def test_the_tables_agree_with_onnx_proto(onnx, name):
     found = onnx
     for part in name.split("."):
         found = getattr(found, part)
-    # Wire types by protobuf's own kinds: 1 double, 2 float, 3 int64, 4 uint64, 5 int32, 9 string, 11 message, 12 bytes, 14 enum.
+    # Wire types by protobuf's kinds: 1 double, 2 float, 3 int64, 4 uint64, 5 int32, 9 string, 11 message, 12 bytes, 14 enum.
     wires = {1: 1, 2: 5, 3: 0, 4: 0, 5: 0, 9: 2, 11: 2, 12: 2, 14: 0}
     fields = {found.number: found for found in found.DESCRIPTOR.fields}
     for tag, bits in MESSAGES[name].tags.items():
