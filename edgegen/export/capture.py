@@ -12,6 +12,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -21,12 +22,10 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from edgegen.errors import CaptureError
+from edgegen.export.explain import capture_error, not_attended
 from edgegen.export.patches import Positions, standard_operators
 
 OPSET = 24
-import os
-
-OPT = bool(int(os.environ.get("OPT", "1")))
 _ATTENTION = "edgegen_onnx"
 
 
@@ -71,7 +70,6 @@ class _Step(torch.nn.Module):
         self._positions = positions
         self._start: torch.Tensor | None = None
         self._masks: dict[int | None, torch.Tensor] = {}
-        self.attended: list[str] = []
 
     def forward(
         self,
@@ -82,7 +80,7 @@ class _Step(torch.nn.Module):
         past: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self._positions.ids, self._start, self._masks = position_ids, write_indices, {}
-        self.attended.clear()
+        self._positions.attended.clear()
         layers = [_ScatterLayer(past[i], past[i + 1], write_indices) for i in range(0, len(past), 2)]
         logits = self.model(
             input_ids=input_ids,
@@ -103,17 +101,18 @@ class _Step(torch.nn.Module):
             self._masks[window] = seen if window is None else seen & (slots > own - window)
         return self._masks[window]
 
-    def attention(  # noqa: D417
+    def attention(
         self, module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: object, **options: Any
     ) -> tuple[torch.Tensor, None]:
         """q: [batch, heads, sequence, head_dim]; k, v: [batch, kv_heads, cache, head_dim]."""
         name = next((n for n, m in self.model.named_modules() if m is module), type(module).__name__)
-        self.attended.append(name)
+        window = options.get("sliding_window")
+        self._positions.attended.append((name, window))
         if options.get("s_aux") is not None:
             raise CaptureError(
                 f"{name} ({type(module).__name__}) uses attention sinks, which the ONNX Attention operator has not"
             )
-        mask = self.mask(q.shape[2], k.shape[2], options.get("sliding_window"))
+        mask = self.mask(q.shape[2], k.shape[2], window)
         out, *_ = onnx_ops.attention(q, k, v, mask, scale=options.get("scaling"), softcap=options.get("softcap") or 0.0)
         return out.transpose(1, 2), None
 
@@ -128,7 +127,18 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
     )
 
 
-def capture(model: torch.nn.Module, context_length: int) -> ir.Model:
+@dataclass
+class Captured:
+    """The graph, and what its attention layers are: `windows` in the order of the layers, None for full attention."""
+
+    model: ir.Model
+    windows: tuple[int | None, ...]
+    cache_shape: tuple[int, int, int]
+    heads: int
+    vocab_size: int
+
+
+def capture(model: torch.nn.Module, context_length: int) -> Captured:
     """Capture a causal language model (float32, eval mode).
 
     Raises CaptureError naming the module, the operator and the cure where a part cannot be captured.
@@ -167,14 +177,16 @@ def capture(model: torch.nn.Module, context_length: int) -> ir.Model:
                 input_names=["input_ids", "position_ids", "write_indices", "kept", *(f"past_key_values.{n}" for n in names)],
                 output_names=["logits", *(f"present.{n}" for n in names)],
                 verbose=False,
-                optimize=OPT,
             )
         except CaptureError:
             raise
-        except Exception as error:
-            raise
+        except Exception as error:  # the exporter has no error class of its own for what a model may contain
+            raise capture_error(model, error) from error
     assert program is not None
-    return program.model
+    windows = tuple(window for _, window in positions.attended)
+    if len(windows) != layers:
+        raise not_attended(model, [name for name, _ in positions.attended])
+    return Captured(program.model, windows, (layers, heads, dim), config.num_attention_heads, int(config.vocab_size))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgegen.errors import ExportError
+from edgegen.export import passes
+from edgegen.export.capture import OPSET
 from edgegen.export.passes import initializer, insert_before, parameter_name, remove_dead, replace
 from edgegen.export.patches import LINEAR
 from edgegen.export.quantize.weight_only import Quantized
@@ -19,6 +21,34 @@ from edgegen.export.weights import WeightTable
 
 _MS = "com.microsoft"
 _LINEAR_OP = LINEAR.split("::")[1]
+
+
+def to_canonical(model: ir.Model, table: WeightTable) -> None:
+    """Expand the captured graph in place to standard operators; below fp32 its activations become float16."""
+    lower_weights(model.graph, table, canonical_linear, canonical_gather)
+    if table.precision != "fp32":
+        passes.to_half(model.graph)
+    _finish(model, table, {"": OPSET})
+
+
+def to_onnxruntime(model: ir.Model, table: WeightTable, windows: Sequence[int | None]) -> None:
+    """Rewrite the captured graph in place for onnxruntime's fused kernels; activations stay float32, which a CPU computes fastest."""
+    fuse_for_ort(model.graph, windows)
+    merge_projections(model.graph)
+    lower_weights(model.graph, table, ort_linear, ort_gather)
+    _finish(model, table, {"": OPSET, _MS: 1})
+
+
+def _finish(model: ir.Model, table: WeightTable, opsets: dict[str, int]) -> None:
+    passes.name_axes(model.graph)
+    passes.strip_metadata(model)
+    model.opset_imports.clear()
+    model.opset_imports.update(opsets)
+    if (found := count_quantized(model.graph)) != table.quantized:
+        missing = sorted(table.quantized - found)
+        raise ExportError(
+            f"{len(found)} matrices are quantized in the graph, {len(table.quantized)} were to be; missing: {missing[:3]}"
+        )
 
 
 def lower_weights(
@@ -68,7 +98,7 @@ def count_quantized(graph: ir.Graph) -> set[str]:
 
 
 def canonical_linear(graph: ir.Graph, node: ir.Node, name: str, matrix: np.ndarray | Quantized) -> ir.Value:  # type: ignore[type-arg]
-    """x [.., in] . W [out, in] -> MatMul(x, Transpose(W)) + bias."""
+    """X [.., in] . W [out, in] -> MatMul(x, Transpose(W)) + bias."""
     transposed = insert_before(node, "Transpose", [_canonical_matrix(graph, node, name, matrix)], {"perm": [1, 0]})
     product = insert_before(node, "MatMul", [node.inputs[0], transposed.outputs[0]]).outputs[0]
     product.type = ir.TensorType(ir.DataType.FLOAT)

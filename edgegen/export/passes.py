@@ -93,7 +93,9 @@ def _picked_positions(kept: ir.Value) -> tuple[ir.Value, ir.Value]:
     for op in ("Unsqueeze", "GatherND"):
         node = nodes[-1]
         if node is None or node.op_type != op or len(node.outputs[0].uses()) != 1:
-            raise ExportError("the captured graph does not pick the positions of its logits in the known way; this is a bug in edgegen")
+            raise ExportError(
+                "the captured graph does not pick the positions of its logits in the known way; this is a bug in edgegen"
+            )
         nodes.append(node.outputs[0].uses()[0].node)
     gather, back = nodes[-2], nodes[-1]
     assert gather is not None
@@ -183,3 +185,17 @@ def _retype(value: ir.Value) -> bool:
 def _halved(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     limit = float(np.finfo(np.float16).max)  # a mask value of -3e38 must stay the smallest number, not become -inf
     return np.clip(array, -limit, limit).astype(np.float16)
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Remove the exporter's notes: stack traces of the machine that exported are nobody's business, and half of the file."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.onnx import ops as onnx_ops
 from torch.nn import functional as F
+from torch.onnx import ops as onnx_ops
 from transformers.pytorch_utils import Conv1D
 
 # domain::operator of the placeholder: (x [..., in], weight [out, in], bias [out]?) -> [..., out]; transposed: weight is [in, out].
@@ -22,10 +22,15 @@ _SAME = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class Positions:
-    """The position ids of the step that is being captured: rotary functions are called too deep to be handed them."""
+    """What the step that is being captured shares with functions too deep to be handed it.
+
+    Kept outside of any module: `torch.export` restores what a forward assigns to one. `ids` are the position ids, `attended` the
+    attention layers in the order in which they ran, each with its window.
+    """
 
     def __init__(self) -> None:
         self.ids: torch.Tensor | None = None
+        self.attended: list[tuple[str, int | None]] = []
 
 
 @contextlib.contextmanager
@@ -102,7 +107,7 @@ def _norm_forward(scale: torch.Tensor, eps: float) -> Callable[[torch.Tensor], t
 
 
 def _cos_sin(module: torch.nn.Module, count: int, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin for the positions 0..count-1: [position, rotary_dim] each, float32."""
+    """Cos and sin for the positions 0..count-1: [position, rotary_dim] each, float32."""
     with torch.no_grad():
         cos, sin = type(module).forward(module, torch.zeros(1, 1, 1), torch.arange(count)[None], *rest)
     return cos[0], sin[0]

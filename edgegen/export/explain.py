@@ -1,0 +1,69 @@
+"""Why a model could not be captured: which module, which operator, and what to do."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from edgegen.errors import CaptureError
+
+# What the exporter says, in a few words that recur, and what a person can do about it.
+_CURES: Mapping[str, str] = {
+    "No ONNX function found": "replace the operator by standard ones (torch.nn.functional), or open an issue with the model's name",
+    "data-dependent": "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size",
+    "GuardOnDataDependentSymNode": "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size",
+    "past_key_values": "its cache is not transformers' Cache: only decoders with keys and values in every layer can be captured",
+    "unexpected keyword argument": "its forward does not take what transformers' causal language models take",
+}
+
+
+def capture_error(model: torch.nn.Module, error: BaseException) -> CaptureError:
+    """One line from whatever the exporter raised."""
+    chain = list(_causes(error))
+    said = next((line.strip() for cause in reversed(chain) for line in str(cause).splitlines() if line.strip()), "")
+    text = " ".join(str(cause) for cause in chain)
+    operator = next(iter(re.findall(r"(?:aten|prims|onnx|custom)[.:]{1,2}[\w.]+", text)), None)
+    cure = next((cure for words, cure in _CURES.items() if words in text), "open an issue with the model's name and this line")
+    module = _module_in(model, chain)
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured: in {module or 'the model'}"
+        f"{f', operator {operator}' if operator else ''}: {said[:200]}; {cure}"
+    )
+
+
+def not_attended(model: torch.nn.Module, attended: Iterable[str]) -> CaptureError:
+    """Layers that keep state, but not as keys and values behind transformers' attention interface."""
+    seen = set(attended)
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if re.search(r"(attn|attention|mixer|ssm|mamba|rwkv|conv1d)", type(module).__name__, re.IGNORECASE)
+        and not any(name.startswith(other) for other in seen)
+    ]
+    name, module = layers[0] if layers else ("", model)
+    return CaptureError(
+        f"{type(model).__name__} cannot be captured: {name or 'a layer'} ({type(module).__name__}) does not call transformers' "
+        f"attention interface ({len(seen)} of {model.config.num_hidden_layers} layers do); "  # type: ignore[union-attr]
+        "only decoders whose every layer keeps keys and values can be exported"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _module_in(model: torch.nn.Module, chain: Iterable[BaseException]) -> str | None:
+    """The deepest module of the model whose forward is on the stack of one of the errors."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    found: str | None = None
+    for error in chain:
+        trace: Any = error.__traceback__
+        while trace is not None:
+            owner = trace.tb_frame.f_locals.get("self")
+            if id(owner) in names:
+                found = f"{names[id(owner)]} ({type(owner).__name__})"
+            trace = trace.tb_next
+    return found

@@ -1,0 +1,419 @@
+"""The proof that travels with a bundle: what the PyTorch original answered, and how closely a backend must answer the same.
+
+Two questions are kept apart:
+
+*Execution fidelity*: does the graph, on this backend, compute what PyTorch computes with the *same* (already quantized) weights?
+The reference is recorded at export and replayed here, through the cache: a prefill, teacher-forced steps, a second prefill
+on the filled cache, and free greedy generation.
+
+*Quantization quality*: how far are those weights from the original ones? It was measured at export, against the original, and is
+only reported here.
+
+The reference keeps, for every position, `logsumexp` over the whole vocabulary and the logits of some columns (the likeliest ones and
+an even spread), and for some positions every layer's keys and values: so a failure names the first tensor that went wrong.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegen.backends import choose, open_session, variant_for
+from edgegen.bundle import Bundle
+from edgegen.errors import BundleError, InputError, ProofError
+from edgegen.kv_cache import KVCache
+
+if TYPE_CHECKING:
+    from edgegen.backends.base import Session
+
+GRAPH = "decoder"
+MAX_PROOF_BYTES = 1 << 20
+MAX_REFERENCE_BYTES = 256 << 20
+Arithmetic = Literal["float32", "float16", "int8-activations"]
+_T = TypeVar("_T")
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The largest error of a logit, as a share of the largest logit of its position; of the cache, of its largest entry."""
+
+    logits: float
+    cache: float
+    reason: str
+
+
+class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Quantized weights against the original ones, both in PyTorch, on a fixed text.
+
+    `mean_kl` is in nats per token; `perplexity_ratio` is quantized / original; `greedy_match` counts the first tokens of a greedy
+    continuation that agree, of `greedy_length`. `limit_kl` is the limit that was applied to `mean_kl` at export.
+    """
+
+    tokens: int
+    mean_kl: float
+    max_kl: float
+    perplexity: float
+    perplexity_ratio: float
+    greedy_match: int
+    greedy_length: int
+    limit_kl: float
+
+
+class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`proof/proof.json`. `arithmetic` says, by variant, what the graph computes with: it decides the tolerance."""
+
+    reference: str
+    arithmetic: dict[str, Arithmetic]
+    tolerances: dict[str, Tolerance]
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What PyTorch answered. Positions are those of the whole sequence prompt + forced + second + greedy, in order.
+
+    prompt, forced, second, greedy: int64 [token]; columns: int32 [position, column]; logits: float32 [position, column];
+    logsumexp, gap: float32 [position], gap being the distance of the best two logits; cache_positions: int64 [entry];
+    keys, values: float32 [layer, entry, kv_head, head_dim], of the cache after the second prefill.
+    """
+
+    prompt: NDArray[np.int64]
+    forced: NDArray[np.int64]
+    second: NDArray[np.int64]
+    greedy: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    logsumexp: NDArray[np.float32]
+    gap: NDArray[np.float32]
+    cache_positions: NDArray[np.int64]
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+
+    def to_bytes(self) -> bytes:
+        """An uncompressed `.npz`, the same bytes every time."""
+        target = io.BytesIO()
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in vars(self).items():
+                entry = io.BytesIO()
+                np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), entry.getvalue())
+        return target.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Reference":
+        """Read untrusted bytes: nothing is allocated beyond their own size. BundleError where they are not a reference."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                arrays = {name: _read_array(archive, f"{name}.npy", len(data)) for name in cls.__dataclass_fields__}
+        except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise BundleError(f"the proof's reference cannot be read: {error}") from error
+        reference = cls(**arrays)
+        _check_reference(reference)
+        return reference
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> NDArray[Any]:
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
+        raise ValueError(f"{name} is compressed or larger than its archive")
+    content = io.BytesIO(archive.read(info))
+    version = np.lib.format.read_magic(content)
+    if version != (1, 0):
+        raise ValueError(f"{name} has the npy format {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(content)
+    left = info.file_size - content.tell()
+    count = 1
+    for size in shape:
+        count *= size
+    if fortran or dtype.hasobject or count * dtype.itemsize != left:
+        raise ValueError(f"{name} does not hold what its header says")
+    return np.frombuffer(content.getvalue(), dtype, count, content.tell()).reshape(shape)
+
+
+def _check_reference(r: Reference) -> None:
+    ids = (r.prompt, r.forced, r.second, r.greedy)
+    positions = sum(len(part) for part in ids)
+    entries = len(r.cache_positions)
+    right = (
+        all(part.ndim == 1 and part.dtype == np.int64 and len(part) for part in ids)
+        and r.columns.ndim == 2
+        and r.columns.dtype == np.int32
+        and r.logits.shape == r.columns.shape
+        and len(r.columns) == positions
+        and r.logsumexp.shape == r.gap.shape == (positions,)
+        and r.keys.ndim == 4
+        and r.keys.shape == r.values.shape
+        and r.keys.shape[1] == entries > 0
+        and all(array.dtype == np.float32 for array in (r.logits, r.logsumexp, r.gap, r.keys, r.values))
+        and int(r.columns.min(initial=0)) >= 0
+        and int(r.cache_positions.min()) >= 0
+        and int(r.cache_positions.max()) < positions - len(r.greedy)
+    )
+    if not right:
+        raise BundleError("the proof's reference does not fit together; export the model again")
+
+
+# ------------------------------------------------------------------------------------------------ replay
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How one graph did. `failure` is None, or says what differs and where; `ties` were forgiven, `greedy_match` of `greedy_length`."""
+
+    variant: str
+    arithmetic: str
+    worst_logit: float
+    worst_logit_at: str
+    worst_cache: float
+    worst_cache_at: str
+    ties: int
+    greedy_match: int
+    greedy_length: int
+    tolerance: Tolerance
+    failure: str | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        verdict = "ok" if self.failure is None else "FAILED"
+        return [
+            f"execution fidelity of {self.variant} ({self.arithmetic}): {verdict}",
+            f"  logits differ by {self.worst_logit:.2e} at most ({self.worst_logit_at}); allowed {self.tolerance.logits:.0e}",
+            f"  cache differs by {self.worst_cache:.2e} at most ({self.worst_cache_at}); allowed {self.tolerance.cache:.0e}",
+            f"  greedy: {self.greedy_match} of {self.greedy_length} tokens, {self.ties} ties; reason of the tolerance: {self.tolerance.reason}",
+            *([f"  {self.failure}"] if self.failure is not None else []),
+        ]
+
+
+class _Worst:
+    """The largest error, and where it was."""
+
+    def __init__(self) -> None:
+        self.error, self.where = 0.0, "-"
+        self.first: str | None = None
+
+    def see(self, errors: NDArray[np.floating[Any]], name: Callable[[int], str], tolerance: float) -> None:
+        if not errors.size:
+            return
+        worst = int(errors.argmax()) if np.isfinite(errors).all() else int(np.argmin(np.isfinite(errors)))
+        if not errors[worst] <= self.error:
+            self.error, self.where = float(errors[worst]), name(worst)
+        beyond = np.flatnonzero(~(errors <= tolerance))
+        if self.first is None and beyond.size:
+            first = int(beyond[0])
+            self.first = f"{name(first)} differs by {errors[first]:.2e}, allowed {tolerance:.0e}"
+
+
+def replay(session: "Session", reference: Reference, variant: str, arithmetic: str, tolerance: Tolerance) -> Fidelity:
+    """Run the reference's tokens through `session` and compare. Raises InputError where they do not fit the graph."""
+    fixed = len(reference.prompt) + len(reference.forced) + len(reference.second)
+    total = fixed + len(reference.greedy)
+    with KVCache(session, total, total) as kv:
+        logits, ties = _Worst(), 0
+        for start, got in _fixed_positions(kv, reference):
+            errors = _logit_errors(got, reference, start)
+            logits.see(errors, lambda i, at=start: _position_name(reference, at + i), tolerance.logits)  # type: ignore[misc]
+            ties += int(np.count_nonzero(_flipped(got, reference, start)))
+        cache = _cache_errors(kv, reference, tolerance.cache)
+        match, greedy_failure, greedy_ties = _greedy(kv, reference, tolerance.logits, logits)
+    failure = cache.first or logits.first or greedy_failure
+    return Fidelity(
+        variant, arithmetic, logits.error, logits.where, cache.error, cache.where, ties + greedy_ties, match, len(reference.greedy),
+        tolerance, failure,
+    )  # fmt: skip
+
+
+def _fixed_positions(kv: KVCache, reference: Reference) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Prefill, teacher-forced steps, second prefill: (first position, logits [token, vocab])."""
+    position = 0
+    steps = [reference.prompt, *reference.forced.reshape(-1, 1), reference.second]
+    for ids in steps:
+        yield position, kv.append_all(ids.tolist())
+        position += len(ids)
+
+
+def _position_name(reference: Reference, position: int) -> str:
+    for name, part in (("prefill", reference.prompt), ("decode", reference.forced), ("second prefill", reference.second)):
+        if position < len(part):
+            return f"logits, {name}, {'step' if name == 'decode' else 'position'} {position}"
+        position -= len(part)
+    return f"logits, free generation, step {position}"
+
+
+def _logit_errors(got: NDArray[np.float32], reference: Reference, start: int) -> NDArray[np.float32]:
+    """For each position: the largest difference of a recorded logit or of logsumexp, over the largest recorded logit."""
+    rows = slice(start, start + len(got))
+    wanted = reference.logits[rows]
+    differences = np.abs(np.take_along_axis(got, reference.columns[rows].astype(np.int64), axis=1) - wanted).max(axis=1)
+    differences = np.maximum(differences, np.abs(logsumexp(got) - reference.logsumexp[rows]))
+    errors: NDArray[np.float32] = differences / np.maximum(np.abs(wanted).max(axis=1), 1e-6)
+    return errors
+
+
+def logsumexp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(sum(exp(logits))) over the last axis, in float64 inside: float32 [position] from [position, vocab]."""
+    top = logits.max(axis=-1, keepdims=True)
+    total: NDArray[np.float64] = np.exp(logits - top).sum(axis=-1, dtype=np.float64)
+    return (np.log(total) + top[..., 0]).astype(np.float32)
+
+
+def _flipped(got: NDArray[np.float32], reference: Reference, start: int) -> NDArray[np.bool_]:
+    """Positions whose best token is another one than PyTorch's."""
+    rows = slice(start, start + len(got))
+    best = np.take_along_axis(reference.columns[rows], reference.logits[rows].argmax(axis=1)[:, None], axis=1)[:, 0]
+    flipped: NDArray[np.bool_] = got.argmax(axis=1) != best
+    return flipped
+
+
+def _cache_errors(kv: KVCache, reference: Reference, tolerance: float) -> _Worst:
+    worst = _Worst()
+    for layer in range(len(reference.keys)):
+        for part, wanted in (("key", reference.keys[layer]), ("value", reference.values[layer])):
+            got = kv.read(f"past_key_values.{layer}.{part}")[0].transpose(1, 0, 2)[reference.cache_positions]
+            errors = np.abs(got.astype(np.float32) - wanted).reshape(len(wanted), -1).max(axis=1)
+            scale = max(float(np.abs(wanted).max()), 1e-6)
+            names = [f"present.{layer}.{part}, position {p}" for p in reference.cache_positions]
+            worst.see(errors / scale, names.__getitem__, tolerance)
+    return worst
+
+
+def _greedy(kv: KVCache, reference: Reference, tolerance: float, worst: _Worst) -> tuple[int, str | None, int]:
+    """Generate freely from the last fixed position. Returns the matching tokens, the failure, and whether a tie ended it.
+
+    A step whose best two logits are closer in the reference than twice the tolerance may go either way: from there on the two
+    texts are different ones, and there is nothing left to compare.
+    """
+    start = len(reference.prompt) + len(reference.forced) + len(reference.second)
+    # The logits of the last fixed position chose greedy[0]; each generated token's logits choose the next one.
+    for step, token in enumerate(reference.greedy[:-1]):
+        row = start + step
+        got = kv.append_all([int(token)])
+        worst.see(_logit_errors(got, reference, row), lambda _, at=row: _position_name(reference, at), tolerance)  # type: ignore[misc]
+        if int(got[0].argmax()) != int(reference.greedy[step + 1]):
+            scale = float(np.abs(reference.logits[row]).max())
+            if float(reference.gap[row]) <= 2 * tolerance * scale:
+                return step + 1, None, 1
+            return (
+                step + 1,
+                f"free generation: token {step + 1} is {int(got[0].argmax())}, not {int(reference.greedy[step + 1])}",
+                0,
+            )
+    return len(reference.greedy), None, 0
+
+
+# ------------------------------------------------------------------------------------------------ of a bundle
+
+
+@dataclass(frozen=True)
+class ProofReport:
+    """The outcome of `verify_bundle`: digests held (or opening had failed), fidelity replayed here, quality as recorded."""
+
+    bundle: str
+    backend: str
+    fidelity: Fidelity
+    quality: Quality
+
+    @property
+    def passed(self) -> bool:
+        """Whether the backend computes what the original computes."""
+        return self.fidelity.failure is None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [f"{self.bundle}: digests ok", f"backend {self.backend}", *self.fidelity.lines(), *quality_lines(self.quality)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "bundle": self.bundle,
+            "backend": self.backend,
+            "passed": self.passed,
+            "fidelity": fidelity_dict(self.fidelity),
+            "quality": quality_dict(self.quality),
+        }
+
+
+def fidelity_dict(fidelity: Fidelity) -> dict[str, Any]:
+    """For machines."""
+    return {**asdict(fidelity), "passed": fidelity.failure is None, "tolerance": msgspec.to_builtins(fidelity.tolerance)}
+
+
+def quality_dict(quality: Quality) -> dict[str, Any]:
+    """For machines."""
+    found: dict[str, Any] = msgspec.to_builtins(quality)
+    return found
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """For people: what was measured at export, against the original weights."""
+    q = quality
+    return [
+        f"quantization quality, as measured at export on {q.tokens} tokens against the original weights:",
+        f"  mean KL {q.mean_kl:.4f} nats (limit {q.limit_kl:g}), perplexity {q.perplexity:.2f} = {q.perplexity_ratio:.3f} x the original's, "
+        f"greedy match {q.greedy_match} of {q.greedy_length} tokens",
+    ]
+
+
+def read_proof(bundle: Bundle) -> tuple[Proof, Reference]:
+    """The proof of an open bundle. BundleError where it is not one."""
+    path = bundle.manifest.proof
+    proof = _decode(_bounded(bundle, path, MAX_PROOF_BYTES), Proof, path)
+    return proof, Reference.from_bytes(_bounded(bundle, proof.reference, MAX_REFERENCE_BYTES))
+
+
+def _bounded(bundle: Bundle, path: str, limit: int) -> bytes:
+    entry = bundle.manifest.files.get(path)
+    if entry is None or entry.size_bytes > limit:
+        raise BundleError(f"the proof's {path} is {'missing' if entry is None else 'too large'}; export the model again")
+    return bytes(bundle.read(path))
+
+
+def _decode(data: bytes, kind: type[_T], path: str) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def verify(bundle: Bundle, session: "Session", variant: str, backend: str) -> ProofReport:
+    """Replay the proof of an open bundle on a session of its decoder.
+
+    Raises:
+        BundleError: the proof is damaged, or does not fit the graph.
+    """
+    proof, reference = read_proof(bundle)
+    arithmetic = proof.arithmetic.get(variant)
+    if arithmetic is None or arithmetic not in proof.tolerances:
+        raise BundleError(f"the proof says nothing of the variant {variant!r}; export the model again")
+    try:
+        fidelity = replay(session, reference, variant, arithmetic, proof.tolerances[arithmetic])
+    except (InputError, IndexError, ValueError) as error:
+        raise BundleError(f"the proof does not fit the graph: {error}") from error
+    return ProofReport(str(bundle.path), backend, fidelity, proof.quality)
+
+
+def verify_bundle(path: str, backend: str = "auto") -> ProofReport:
+    """Open a bundle, check its digests, and replay its proof on a backend of this machine, without PyTorch."""
+    chosen = choose(backend)
+    with Bundle.open(path) as bundle:
+        variant = variant_for(chosen, bundle, GRAPH)
+        with open_session(chosen, bundle, GRAPH) as session:
+            return verify(bundle, session, variant, chosen)
+
+
+def require(fidelity: Fidelity) -> None:
+    """Raise ProofError with what differs and where, unless it passed."""
+    if fidelity.failure is not None:
+        raise ProofError(f"the {fidelity.variant} graph does not compute what PyTorch computes: {fidelity.failure}")
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float32": Tolerance(1e-3, 1e-3, "float32 sums in another order, through all layers"),
+    "float16": Tolerance(3e-2, 3e-2, "activations rounded to 11 bits after every operator, through all layers"),
+    "int8-activations": Tolerance(
+        8e-2, 8e-2, "the int4/int8 kernels round activations to 8 bits in blocks of 32 before each product"
+    ),
+}
