@@ -21,6 +21,7 @@ from edgegen.errors import InputError
 from edgegen.manifest import Variant
 
 _COLD_REPEATS = 3
+_CUTS = 4  # how far from the wanted length a text is cut, to be read back with just that length
 _TEXT = (
     "The river had been low all summer, and the boats lay on the mud like sleeping animals. Every morning the ferryman walked "
     "down to the bank, counted the stones that the water had left bare, and wrote the number in a small brown book. "
@@ -84,9 +85,8 @@ def bench_text(
         context = pipeline.settings.context_length
         lengths = [length for length in prompt_lengths if 0 < length <= context - new_tokens]
         if not lengths:
-            raise InputError(
-                f"no prompt of {list(prompt_lengths)} tokens and {new_tokens} new ones fits in a context of {context}"
-            )
+            asked = f"prompts of {', '.join(map(str, prompt_lengths))} tokens and {new_tokens} new ones"
+            raise InputError(f"{asked} do not fit in this bundle's context of {context}; ask for less")
         manifest = pipeline.bundle.manifest
         variant = manifest.graphs["decoder"].variants[variant_for(chosen, pipeline.bundle, "decoder")]
         weights_bytes = sum(manifest.files[path].size_bytes for path in variant.weights)
@@ -107,17 +107,16 @@ def bench_text(
 
 
 def prompt_of(tokenizer: Any, length: int) -> str:
-    """English text of `length` tokens, or as near as text allows: a cut token may be read back as two."""
-    text, ids = _TEXT, tokenizer.encode(_TEXT)
-    while len(ids) < length:
-        text += _TEXT
-        ids = tokenizer.encode(text)
-    # Cut at a token, then drop what the round trip through text added.
-    for cut in range(length, 0, -1):
-        prompt: str = tokenizer.decode(ids[:cut])
-        if len(tokenizer.encode(prompt)) <= length:
-            return prompt
-    return text[:1]
+    """English text of `length` tokens, or as near as text comes: a cut text may be read back as other tokens.
+
+    Raises InputError where the tokenizer makes nothing of English text.
+    """
+    per_text = len(tokenizer.encode(_TEXT, add_special_tokens=False))
+    if per_text == 0:
+        raise InputError("this bundle's tokenizer knows no English text, of which the benchmark's prompts are made")
+    ids = tokenizer.encode(_TEXT * (length // per_text + 1))
+    prompts: list[str] = [tokenizer.decode(ids[:cut]) for cut in range(max(1, length - _CUTS), length + _CUTS)]
+    return min(prompts, key=lambda prompt: abs(len(tokenizer.encode(prompt)) - length))
 
 
 def state_bytes_per_entry(variant: Variant) -> int:

@@ -110,3 +110,8 @@ def test_state_bytes_count_both_dtypes():
 @pytest.mark.parametrize("length", [1, 7, 1000])
 def test_a_prompt_has_the_length_that_was_asked_for(length):
     assert len(prompt_of(Characters(), length)) == length
+
+
+def test_a_tokenizer_without_english_is_refused():
+    with pytest.raises(InputError, match="English"):
+        prompt_of(types.SimpleNamespace(encode=lambda text, add_special_tokens=True: []), 4)
