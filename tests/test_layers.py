@@ -17,7 +17,7 @@ LIBRARIES = {  # a library that only one place may know: the modules that may im
 }
 LEVELS = (  # from the ground up; a module may import those of its own level and below
     ("edgegen.errors",),
-    ("edgegen.tensors", "edgegen.confine"),
+    ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox"),
     ("edgegen.manifest",),
     ("edgegen.onnx_walk", "edgegen.archive", "edgegen.sampling", "edgegen.tokenizers", "edgegen.chat_template"),
     ("edgegen.bundle",),
