@@ -59,6 +59,8 @@ class FakeState:
 class FakeSession:
     """A session (see `backends.base.Session`) whose graph is a numpy function.
 
+    The arrays that a run returns are overwritten with garbage by the next run, so that whoever keeps them too long sees it.
+
     Args:
         function: called with the feed (defaults filled in) and the state's tensors by input name, which it writes in place;
             returns the outputs that are not state.
@@ -87,6 +89,7 @@ class FakeSession:
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in in_state}
         self._fetched = [name for name in self._outputs if name not in in_state]
         self._axes, self._defaults = dict(axes or {}), dict(defaults or {})
+        self._lent: list[Tensor] = []
         self._lock = threading.Lock()
 
     @property
@@ -115,10 +118,14 @@ class FakeSession:
             feed = {**self._defaults, **inputs}
             check_feed(self._fed, feed, self._axes)
             results = self._function(feed, self._tensors(state))
-        wanted = self._fetched if outputs is None else outputs
-        if absent := [name for name in wanted if name not in results]:
-            raise InputError(f"no output named {absent[0]!r}; the graph gives {sorted(results)}")
-        return {name: results[name] for name in wanted}
+            wanted = self._fetched if outputs is None else outputs
+            if absent := [name for name in wanted if name not in results]:
+                raise InputError(f"no output named {absent[0]!r}; the graph gives {sorted(results)}")
+            for old in self._lent:
+                old.fill(77)
+            fetched = {name: np.array(results[name]) for name in wanted}
+            self._lent = list(fetched.values())
+        return fetched
 
     def _tensors(self, state: State | None) -> dict[str, Tensor]:
         if not self._state:
