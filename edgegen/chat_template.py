@@ -132,7 +132,8 @@ def _filters(environment: SandboxEnvironment) -> dict[str, Callable[..., Any]]:
         **{name: _paid(environment, jinja[name]) for name in light},
         **{name: _paid(environment, jinja[name], weigh=True) for name in heavy},
         **{name: _on_text(environment, jinja[name]) for name in textual},
-        **_own_filters(environment),
+        **_text_filters(environment),
+        **_data_filters(environment),
     }
 
 
@@ -160,7 +161,7 @@ def _on_text(environment: SandboxEnvironment, function: Callable[..., Any]) -> C
     return paid
 
 
-def _own_filters(environment: SandboxEnvironment) -> dict[str, Callable[..., Any]]:
+def _text_filters(environment: SandboxEnvironment) -> dict[str, Callable[..., Any]]:
     def join(values: Any, d: str = "", attribute: str | int | None = None) -> str:
         if attribute is not None:
             values = [environment.getitem(value, attribute) for value in values]
@@ -175,6 +176,17 @@ def _own_filters(environment: SandboxEnvironment) -> dict[str, Callable[..., Any
         environment.budget.spend(len(text) + columns * (len(text.splitlines()) + 1))
         return jinja_filters.do_indent(text, width, first, blank)
 
+    return {
+        "join": join,
+        "replace": replace,
+        "indent": indent,
+        "string": lambda value: environment.budget.text(value),  # noqa: PLW0108  # the budget changes with every rendering
+        "list": lambda value: environment.budget.listed(value),  # noqa: PLW0108
+        "safe": lambda value: value,  # nothing is escaped
+    }
+
+
+def _data_filters(environment: SandboxEnvironment) -> dict[str, Callable[..., Any]]:
     def tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         environment.budget.weigh(value)
         _check_json(indent, options)
@@ -194,18 +206,8 @@ def _own_filters(environment: SandboxEnvironment) -> dict[str, Callable[..., Any
             raise SecurityError("round takes a precision of at most 20")
         return jinja_filters.do_round(value, precision, method)  # type: ignore[arg-type]
 
-    return {
-        "join": join,
-        "replace": replace,
-        "indent": indent,
-        "tojson": tojson,
-        "round": rounded,
-        "int": number(jinja_filters.do_int),
-        "float": number(jinja_filters.do_float),
-        "string": lambda value: environment.budget.text(value),  # noqa: PLW0108  # the budget changes with every rendering
-        "list": lambda value: environment.budget.listed(value),  # noqa: PLW0108
-        "safe": lambda value: value,  # nothing is escaped
-    }
+    int_filter, float_filter = number(jinja_filters.do_int), number(jinja_filters.do_float)
+    return {"tojson": tojson, "round": rounded, "int": int_filter, "float": float_filter}
 
 
 def _check_json(indent: int | None, options: Mapping[str, Any]) -> None:

@@ -51,10 +51,11 @@ class KVCache:
         Raises:
             ContextFullError: there would be more tokens than the context length; nothing was run.
         """
-        return self._run(tokens, {})[-1]
+        last: Tensor = self._run(tokens, {})[-1]
+        return last
 
     def append_all(self, tokens: Sequence[int]) -> Tensor:
-        """As `append`, but returns the logits behind every one of `tokens`: [token, vocab]. For proofs; it costs the whole head."""
+        """As `append`, but returns the logits behind every one of `tokens`: [token, vocab]. For proofs: it costs a lot."""
         return self._run(tokens, {"logits_to_keep": np.array(len(tokens), np.int64)})
 
     def read(self, name: str) -> Tensor:

@@ -42,7 +42,7 @@ class SamplingOptions:
         presence_penalty: subtracted once from the logit of every token generated so far (OpenAI's definition).
         frequency_penalty: subtracted as many times as the token was generated so far (OpenAI's definition).
         logit_bias: added to the logits of these token ids.
-        stop: the text ends before the first of these strings.
+        stop: the text ends before the first of these strings to be complete.
         seed: of the draws, 0 to 2**64 - 1; None takes one from the operating system, reported in the result.
         logprobs: report the natural-log probability of each token, and of so many likeliest alternatives, in the model's own
             distribution (before penalties and temperature).

@@ -38,6 +38,22 @@ def test_both_kinds_of_graph_are_fed_the_same_history():
     np.testing.assert_array_equal(logits_of(first, TOKENS, (4, 5)), logits_of(second, TOKENS, (4, 5)))
 
 
+def test_all_logits_of_a_prompt_are_those_of_its_beginnings(session):
+    with KVCache(session, 1000, 50) as cache:
+        cache.append(TOKENS[:4])
+        found = cache.append_all(TOKENS[4:]).copy()
+    expected = [logits_of(session, TOKENS[: end + 1]) for end in range(4, len(TOKENS))]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_cache_holds_can_be_read(session):
+    with KVCache(session, 1000, 50) as cache:
+        cache.append(TOKENS)
+        entries = cache.read("past_key_values.0.key")[0, 0]
+    assert entries[: len(TOKENS)].all()
+    assert not entries[len(TOKENS) :].any()
+
+
 def test_rewinding_forgets_what_came_after(session):
     with KVCache(session, 1000, 50) as cache:
         cache.append([*TOKENS[:6], 9, 9, 9, 9])

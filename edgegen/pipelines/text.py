@@ -79,10 +79,10 @@ class StopStrings:
         if not self._strings or self.stopped:
             return "" if self.stopped else text
         held = self._held + text
-        found = [at for at in (held.find(string) for string in self._strings) if at >= 0]
+        found = [(at + len(string), at) for string in self._strings if (at := held.find(string)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return held[: min(found)]
+            return held[: min(found)[1]]  # the first to be complete, and so the same however the text was cut into pieces
         keep = self._beginning(held)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
