@@ -2,19 +2,17 @@
 
 Two questions are kept apart:
 
-*Execution fidelity*: does the graph, on this backend, compute what PyTorch computes with the *same* (already quantized) weights?
-The reference is recorded at export and replayed here, through the cache: a prefill, teacher-forced steps, a second prefill
-on the filled cache, and free greedy generation.
+*Execution fidelity*: does the graph, on this backend, compute what PyTorch computes with the *same*, already quantized,
+weights? The reference is recorded at export and replayed here, through the cache: a prefill, teacher-forced steps, a second
+prefill on the filled cache, and free greedy generation.
 
-*Quantization quality*: how far are those weights from the original ones? It was measured at export, against the original, and is
-only reported here.
+*Quantization quality*: how far are those weights from the original ones? It was measured at export, against the original, and
+is only reported here.
 
-The reference keeps, for every position, `logsumexp` over the whole vocabulary and the logits of some columns (the likeliest ones and
-an even spread), and for some positions every layer's keys and values: so a failure names the first tensor that went wrong.
+The reference keeps, for every position, `logsumexp` over the whole vocabulary and the logits of some columns (the likeliest
+and an even spread), and for some positions every layer's keys and values: so a failure names the first tensor that went wrong.
 """
 
-import io
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -27,6 +25,7 @@ from edgegen.backends import choose, open_session, variant_for
 from edgegen.bundle import Bundle
 from edgegen.errors import BundleError, InputError, ProofError
 from edgegen.kv_cache import KVCache
+from edgegen.reference import Reference
 
 if TYPE_CHECKING:
     from edgegen.backends.base import Session
@@ -39,9 +38,14 @@ _T = TypeVar("_T")
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The largest error of a logit, as a share of the largest logit of its position; of the cache, of its largest entry."""
+    """The largest error that is allowed.
+
+    `logits`: of any position, as a share of its largest logit; `mean`: of that share over all positions; `cache`: of an entry,
+    as a share of the largest entry of its tensor.
+    """
 
     logits: float
+    mean: float
     cache: float
     reason: str
 
@@ -49,8 +53,8 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Quantized weights against the original ones, both in PyTorch, on a fixed text.
 
-    `mean_kl` is in nats per token; `perplexity_ratio` is quantized / original; `greedy_match` counts the first tokens of a greedy
-    continuation that agree, of `greedy_length`. `limit_kl` is the limit that was applied to `mean_kl` at export.
+    `mean_kl` is in nats per token; `perplexity_ratio` is quantized / original; `greedy_match` counts the first tokens of a
+    greedy continuation that agree, of `greedy_length`. `limit_kl` is the limit that was applied to `mean_kl` at export.
     """
 
     tokens: int
@@ -72,102 +76,18 @@ class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality: Quality
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What PyTorch answered. Positions are those of the whole sequence prompt + forced + second + greedy, in order.
-
-    prompt, forced, second, greedy: int64 [token]; columns: int32 [position, column]; logits: float32 [position, column];
-    logsumexp, gap: float32 [position], gap being the distance of the best two logits; cache_positions: int64 [entry];
-    keys, values: float32 [layer, entry, kv_head, head_dim], of the cache after the second prefill.
-    """
-
-    prompt: NDArray[np.int64]
-    forced: NDArray[np.int64]
-    second: NDArray[np.int64]
-    greedy: NDArray[np.int64]
-    columns: NDArray[np.int32]
-    logits: NDArray[np.float32]
-    logsumexp: NDArray[np.float32]
-    gap: NDArray[np.float32]
-    cache_positions: NDArray[np.int64]
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
-
-    def to_bytes(self) -> bytes:
-        """An uncompressed `.npz`, the same bytes every time."""
-        target = io.BytesIO()
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in vars(self).items():
-                entry = io.BytesIO()
-                np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), entry.getvalue())
-        return target.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Reference":
-        """Read untrusted bytes: nothing is allocated beyond their own size. BundleError where they are not a reference."""
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                arrays = {name: _read_array(archive, f"{name}.npy", len(data)) for name in cls.__dataclass_fields__}
-        except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise BundleError(f"the proof's reference cannot be read: {error}") from error
-        reference = cls(**arrays)
-        _check_reference(reference)
-        return reference
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> NDArray[Any]:
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
-        raise ValueError(f"{name} is compressed or larger than its archive")
-    content = io.BytesIO(archive.read(info))
-    version = np.lib.format.read_magic(content)
-    if version != (1, 0):
-        raise ValueError(f"{name} has the npy format {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(content)
-    left = info.file_size - content.tell()
-    count = 1
-    for size in shape:
-        count *= size
-    if fortran or dtype.hasobject or count * dtype.itemsize != left:
-        raise ValueError(f"{name} does not hold what its header says")
-    return np.frombuffer(content.getvalue(), dtype, count, content.tell()).reshape(shape)
-
-
-def _check_reference(r: Reference) -> None:
-    ids = (r.prompt, r.forced, r.second, r.greedy)
-    positions = sum(len(part) for part in ids)
-    entries = len(r.cache_positions)
-    right = (
-        all(part.ndim == 1 and part.dtype == np.int64 and len(part) for part in ids)
-        and r.columns.ndim == 2
-        and r.columns.dtype == np.int32
-        and r.logits.shape == r.columns.shape
-        and len(r.columns) == positions
-        and r.logsumexp.shape == r.gap.shape == (positions,)
-        and r.keys.ndim == 4
-        and r.keys.shape == r.values.shape
-        and r.keys.shape[1] == entries > 0
-        and all(array.dtype == np.float32 for array in (r.logits, r.logsumexp, r.gap, r.keys, r.values))
-        and int(r.columns.min(initial=0)) >= 0
-        and int(r.cache_positions.min()) >= 0
-        and int(r.cache_positions.max()) < positions - len(r.greedy)
-    )
-    if not right:
-        raise BundleError("the proof's reference does not fit together; export the model again")
-
-
 # ------------------------------------------------------------------------------------------------ replay
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How one graph did. `failure` is None, or says what differs and where; `ties` were forgiven, `greedy_match` of `greedy_length`."""
+    """How one graph did. `failure` is None, or says what differs and where; `ties` were forgiven."""
 
     variant: str
     arithmetic: str
     worst_logit: float
     worst_logit_at: str
+    mean_logit: float
     worst_cache: float
     worst_cache_at: str
     ties: int
@@ -179,11 +99,13 @@ class Fidelity:
     def lines(self) -> list[str]:
         """For people."""
         verdict = "ok" if self.failure is None else "FAILED"
+        t = self.tolerance
         return [
             f"execution fidelity of {self.variant} ({self.arithmetic}): {verdict}",
-            f"  logits differ by {self.worst_logit:.2e} at most ({self.worst_logit_at}); allowed {self.tolerance.logits:.0e}",
-            f"  cache differs by {self.worst_cache:.2e} at most ({self.worst_cache_at}); allowed {self.tolerance.cache:.0e}",
-            f"  greedy: {self.greedy_match} of {self.greedy_length} tokens, {self.ties} ties; reason of the tolerance: {self.tolerance.reason}",
+            f"  logits differ by {self.worst_logit:.1e} at most ({self.worst_logit_at}), {self.mean_logit:.1e} on average; "
+            f"allowed {t.logits:g} and {t.mean:g}",
+            f"  cache differs by {self.worst_cache:.1e} at most ({self.worst_cache_at}); allowed {t.cache:g}",
+            f"  greedy: {self.greedy_match} of {self.greedy_length} tokens, {self.ties} ties; why this tolerance: {t.reason}",
             *([f"  {self.failure}"] if self.failure is not None else []),
         ]
 
@@ -194,10 +116,16 @@ class _Worst:
     def __init__(self) -> None:
         self.error, self.where = 0.0, "-"
         self.first: str | None = None
+        self._sum, self._count = 0.0, 0
+
+    @property
+    def mean(self) -> float:
+        return self._sum / max(self._count, 1)
 
     def see(self, errors: NDArray[np.floating[Any]], name: Callable[[int], str], tolerance: float) -> None:
         if not errors.size:
             return
+        self._sum, self._count = self._sum + float(errors.sum()), self._count + errors.size
         worst = int(errors.argmax()) if np.isfinite(errors).all() else int(np.argmin(np.isfinite(errors)))
         if not errors[worst] <= self.error:
             self.error, self.where = float(errors[worst]), name(worst)
@@ -219,11 +147,22 @@ def replay(session: "Session", reference: Reference, variant: str, arithmetic: s
             ties += int(np.count_nonzero(_flipped(got, reference, start)))
         cache = _cache_errors(kv, reference, tolerance.cache)
         match, greedy_failure, greedy_ties = _greedy(kv, reference, tolerance.logits, logits)
-    failure = cache.first or logits.first or greedy_failure
+    drift = f"logits differ by {logits.mean:.1e} on average, allowed {tolerance.mean:g}"
+    drifted = None if logits.mean <= tolerance.mean else drift
     return Fidelity(
-        variant, arithmetic, logits.error, logits.where, cache.error, cache.where, ties + greedy_ties, match, len(reference.greedy),
-        tolerance, failure,
-    )  # fmt: skip
+        variant=variant,
+        arithmetic=arithmetic,
+        worst_logit=logits.error,
+        worst_logit_at=logits.where,
+        mean_logit=logits.mean,
+        worst_cache=cache.error,
+        worst_cache_at=cache.where,
+        ties=ties + greedy_ties,
+        greedy_match=match,
+        greedy_length=len(reference.greedy),
+        tolerance=tolerance,
+        failure=cache.first or logits.first or drifted or greedy_failure,
+    )
 
 
 def _fixed_positions(kv: KVCache, reference: Reference) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -257,7 +196,8 @@ def logsumexp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """log(sum(exp(logits))) over the last axis, in float64 inside: float32 [position] from [position, vocab]."""
     top = logits.max(axis=-1, keepdims=True)
     total: NDArray[np.float64] = np.exp(logits - top).sum(axis=-1, dtype=np.float64)
-    return (np.log(total) + top[..., 0]).astype(np.float32)
+    found: NDArray[np.float32] = (np.log(total) + top[..., 0]).astype(np.float32)
+    return found
 
 
 def _flipped(got: NDArray[np.float32], reference: Reference, start: int) -> NDArray[np.bool_]:
@@ -352,7 +292,8 @@ def quality_lines(quality: Quality) -> list[str]:
     q = quality
     return [
         f"quantization quality, as measured at export on {q.tokens} tokens against the original weights:",
-        f"  mean KL {q.mean_kl:.4f} nats (limit {q.limit_kl:g}), perplexity {q.perplexity:.2f} = {q.perplexity_ratio:.3f} x the original's, "
+        f"  mean KL {q.mean_kl:.4f} nats (limit {q.limit_kl:g}), perplexity {q.perplexity:.2f} = "
+        f"{q.perplexity_ratio:.3f} x the original's, "
         f"greedy match {q.greedy_match} of {q.greedy_length} tokens",
     ]
 
@@ -411,9 +352,9 @@ def require(fidelity: Fidelity) -> None:
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
-    "float32": Tolerance(1e-3, 1e-3, "float32 sums in another order, through all layers"),
-    "float16": Tolerance(3e-2, 3e-2, "activations rounded to 11 bits after every operator, through all layers"),
+    "float32": Tolerance(1e-3, 2e-4, 1e-3, "float32 sums in another order, through all layers"),
+    "float16": Tolerance(3e-2, 5e-3, 3e-2, "activations rounded to 11 bits after every operator, through all layers"),
     "int8-activations": Tolerance(
-        8e-2, 8e-2, "the int4/int8 kernels round activations to 8 bits in blocks of 32 before each product"
+        0.2, 0.05, 0.15, "the integer kernels round activations to 8 bits, in blocks of 32, before every product"
     ),
 }

@@ -29,22 +29,26 @@ OPSET = 24
 _ATTENTION = "edgegen_onnx"
 
 
-class _ScatterLayer(CacheLayerMixin):  # type: ignore[misc]
+class _ScatterLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's cache: new keys and values are written in place at `start`."""
 
     is_sliding = False
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, start: torch.Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.start, self.is_initialized = keys, values, start, True
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: torch.Tensor = keys
+        self.values: torch.Tensor = values
+        self.start, self.is_initialized = start, True
 
     def _scatter(self, past: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         attributes: dict[str, Any] = {"axis": 2, "mode": "linear"}
         inputs = (past, update, self.start)
         return onnx_ops.symbolic("TensorScatter", inputs, attributes, dtype=past.dtype, shape=past.shape, version=OPSET)
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys, self.values = self._scatter(self.keys, keys), self._scatter(self.values, values)
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = self._scatter(self.keys, key_states), self._scatter(self.values, value_states)
         return self.keys, self.values
 
     def lazy_initialization(self, *_: Any, **__: Any) -> None: ...
@@ -81,7 +85,7 @@ class _Step(torch.nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self._positions.ids, self._start, self._masks = position_ids, write_indices, {}
         self._positions.attended.clear()
-        layers = [_ScatterLayer(past[i], past[i + 1], write_indices) for i in range(0, len(past), 2)]
+        layers: list[Any] = [_ScatterLayer(past[i], past[i + 1], write_indices) for i in range(0, len(past), 2)]
         logits = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -148,29 +152,12 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
     step = _Step(model, positions).eval()
     layers, heads, dim = cache_shape(config)
     names = [f"{i}.{part}" for i in range(layers) for part in ("key", "value")]
-    # Sizes that occur nowhere else: an axis must not be taken for another one of the same length.
-    past = [torch.zeros(1, heads, 57, dim) for _ in names]
-    args = (
-        torch.zeros(1, 5, dtype=torch.int64),
-        torch.arange(5)[None],
-        torch.zeros(1, dtype=torch.int64),
-        torch.tensor([4]),
-        past,
-    )
-    batch, sequence, cache = (torch.export.Dim(n, min=1) for n in ("batch", "sequence", "cache"))
-    dynamic = (
-        {1: torch.export.Dim.DYNAMIC},
-        {1: torch.export.Dim.DYNAMIC},
-        None,
-        {0: torch.export.Dim.DYNAMIC},
-        [{2: torch.export.Dim.DYNAMIC}] * len(names),
-    )
-    del batch, sequence, cache
+    example, dynamic = _example(heads, dim, len(names))
     with _attention_interface(step, config), standard_operators(model, positions, context_length), _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 step,
-                args,
+                example,
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=dynamic,
@@ -187,6 +174,16 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
     if len(windows) != layers:
         raise not_attended(model, [name for name, _ in positions.attended])
     return Captured(program.model, windows, (layers, heads, dim), config.num_attention_heads, int(config.vocab_size))
+
+
+def _example(heads: int, dim: int, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Arguments of a step, and which of their axes are free: sizes that occur nowhere else, so that no axis is taken for another."""
+    queries, slots = 5, 57
+    past = [torch.zeros(1, heads, slots, dim) for _ in range(count)]
+    start, last = torch.zeros(1, dtype=torch.int64), torch.tensor([queries - 1])
+    example = (torch.zeros(1, queries, dtype=torch.int64), torch.arange(queries)[None], start, last, past)
+    free = torch.export.Dim.DYNAMIC
+    return example, ({1: free}, {1: free}, None, {0: free}, [{2: free}] * count)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ import torch
 
 from edgegen.errors import CaptureError
 
+_DATA_DEPENDENT = "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size"
 # What the exporter says, in a few words that recur, and what a person can do about it.
 _CURES: Mapping[str, str] = {
-    "No ONNX function found": "replace the operator by standard ones (torch.nn.functional), or open an issue with the model's name",
-    "data-dependent": "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size",
-    "GuardOnDataDependentSymNode": "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size",
-    "past_key_values": "its cache is not transformers' Cache: only decoders with keys and values in every layer can be captured",
+    "No ONNX function found": "replace the operator by those of torch.nn.functional, or open an issue with the model's name",
+    "data-dependent": _DATA_DEPENDENT,
+    "GuardOnDataDependentSymNode": _DATA_DEPENDENT,
+    "past_key_values": "its cache is not transformers' Cache; only decoders with keys and values in every layer work",
     "unexpected keyword argument": "its forward does not take what transformers' causal language models take",
 }
 

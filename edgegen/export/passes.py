@@ -18,12 +18,12 @@ DTYPES = {
 }
 
 
-def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """The initializer of that name, made on first use."""
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
         graph.register_initializer(
-            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         )
     return graph.initializers[name]
 
@@ -87,16 +87,21 @@ def keep_last_positions(graph: ir.Graph) -> None:
     graph.inputs.append(keep)
 
 
+def _only_user(value: ir.Value) -> ir.Node | None:
+    nodes = [use.node for use in value.uses()]
+    return nodes[0] if len(nodes) == 1 else None
+
+
 def _picked_positions(kept: ir.Value) -> tuple[ir.Value, ir.Value]:
     """`hidden[:, kept, :]` is Transpose -> GatherND(.., Unsqueeze(kept)) -> Transpose: its input and its output."""
-    nodes = [kept.uses()[0].node if len(kept.uses()) == 1 else None]
+    nodes: list[ir.Node | None] = [_only_user(kept)]
     for op in ("Unsqueeze", "GatherND"):
         node = nodes[-1]
-        if node is None or node.op_type != op or len(node.outputs[0].uses()) != 1:
+        if node is None or node.op_type != op:
             raise ExportError(
                 "the captured graph does not pick the positions of its logits in the known way; this is a bug in edgegen"
             )
-        nodes.append(node.outputs[0].uses()[0].node)
+        nodes.append(_only_user(node.outputs[0]))
     gather, back = nodes[-2], nodes[-1]
     assert gather is not None
     assert back is not None
@@ -182,9 +187,10 @@ def _retype(value: ir.Value) -> bool:
     return False
 
 
-def _halved(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _halved(array: np.ndarray) -> np.ndarray:
     limit = float(np.finfo(np.float16).max)  # a mask value of -3e38 must stay the smallest number, not become -inf
-    return np.clip(array, -limit, limit).astype(np.float16)
+    halved: np.ndarray = np.clip(array, -limit, limit).astype(np.float16)
+    return halved
 
 
 def strip_metadata(model: ir.Model) -> None:

@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from torch.onnx import ops as onnx_ops
 from transformers.pytorch_utils import Conv1D
 
-# domain::operator of the placeholder: (x [..., in], weight [out, in], bias [out]?) -> [..., out]; transposed: weight is [in, out].
+# Placeholder, domain::operator: (x [.., in], weight [out, in], bias [out]?) -> [.., out]; transposed: weight is [in, out].
 LINEAR = "edgegen::Linear"
 
 # fp32 on unit-variance input: a re-ordered sum of a few thousand squares moves the last two digits.
-_SAME = {"rtol": 1e-5, "atol": 1e-5}
+_SAME = 1e-5
 
 
 class Positions:
     """What the step that is being captured shares with functions too deep to be handed it.
 
-    Kept outside of any module: `torch.export` restores what a forward assigns to one. `ids` are the position ids, `attended` the
-    attention layers in the order in which they ran, each with its window.
+    Kept outside of any module: `torch.export` restores what a forward assigns to one. `ids` are the position ids, `attended`
+    the attention layers in the order in which they ran, each with its window.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ def _fused_norm(module: torch.nn.Module) -> contextlib.AbstractContextManager[No
     with torch.no_grad():
         wanted = module(probe)
         for scale in (weight.detach(), 1.0 + weight.detach()):
-            if torch.allclose(F.rms_norm(probe, weight.shape, scale, eps), wanted, **_SAME):
+            if torch.allclose(F.rms_norm(probe, weight.shape, scale, eps), wanted, rtol=_SAME, atol=_SAME):
                 return _swapped(
                     module, "forward", _norm_forward(weight if scale.data_ptr() == weight.data_ptr() else scale, eps)
                 )
@@ -135,8 +135,11 @@ def _table_forward(module: torch.nn.Module, count: int) -> Callable[..., tuple[t
         half = cos.shape[-1] // 2
         cache[rest] = cos[:, :half].contiguous(), sin[:, :half].contiguous()
 
-    def forward(_: torch.Tensor, position_ids: torch.Tensor, *rest: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return cache[(*rest, *named.values())]
+    def forward(
+        hidden: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        del hidden, position_ids  # the whole table is handed on; `_apply_rotary` picks the positions
+        return cache[() if layer_type is None else (layer_type,)]
 
     return forward
 

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from edgegen.proof import Quality, Reference
+from edgegen.proof import Quality
+from edgegen.reference import Reference
 
 PROMPT, FORCED, SECOND, GREEDY = 48, 32, 16, 64
 QUALITY_TOKENS = 256
@@ -47,7 +48,7 @@ def _greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 
 def quality(original: Answers, quantized: Answers, limit_kl: float) -> Quality:
-    """KL(original || quantized) of the next token in nats, perplexity on the text, and the length of the common greedy start."""
+    """KL(original || quantized) of the next token in nats, perplexity on the text, length of the common greedy start."""
     kl = torch.nn.functional.kl_div(quantized.log_probs, original.log_probs, reduction="none", log_target=True).sum(dim=-1)
     before, after = _perplexity(original), _perplexity(quantized)
     same = [a == b for a, b in zip(original.greedy, quantized.greedy, strict=True)]
@@ -103,7 +104,8 @@ def _lengths(context: int) -> NDArray[np.int64]:
     wanted = np.array([PROMPT, FORCED, SECOND, GREEDY])
     if context >= wanted.sum():
         return wanted
-    return np.maximum(wanted * context // wanted.sum(), 1)
+    shortened: NDArray[np.int64] = np.maximum(wanted * context // wanted.sum(), 1)
+    return shortened
 
 
 def _run(model: Any, cache: DynamicCache, ids: list[int]) -> torch.Tensor:

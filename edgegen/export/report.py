@@ -25,7 +25,8 @@ class ExportReport:
     def lines(self) -> list[str]:
         """For people."""
         return [
-            f"{self.path}: {self.precision}, {self.quantized} of {self.matrices} matrices quantized, {self.size_bytes / 1e6:.0f} MB",
+            f"{self.path}: {self.precision}, {self.quantized} of {self.matrices} matrices quantized, "
+            f"{self.size_bytes / 1e6:.0f} MB",
             *(line for fidelity in self.fidelity for line in fidelity.lines()),
             *quality_lines(self.quality),
         ]

@@ -3,7 +3,7 @@
 One table serves every variant of the graph and the PyTorch reference: that is what makes "the same weights" true.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from edgegen.errors import ExportError
+from edgegen.export.calibrate import importance
 from edgegen.export.quantize.weight_only import Quantized, quantize
 from edgegen.manifest import Precision
 
@@ -49,19 +50,21 @@ def matrix_names(model: torch.nn.Module) -> dict[str, bool]:
     return {name: owners[id(p)] for name, p in model.named_parameters() if id(p) in owners}
 
 
-def convert(model: torch.nn.Module, precision: Precision, progress: Any = None) -> WeightTable:
+def convert(model: torch.nn.Module, precision: Precision, progress: Callable[[float], None] | None = None) -> WeightTable:
     """Bring the matrices to `precision` and give the *model* the very same values, in float32.
 
-    Position tables (learned positions of GPT-2) and vectors stay float32, except with fp16.
+    int4 rounds with regard to the inputs that each weight meets (`edgegen.export.calibrate`). Position tables (learned positions
+    of GPT-2) and vectors stay float32, except with fp16.
     """
     table = WeightTable(precision, aliases=_aliases(model))
     parameters = dict(model.named_parameters())
     positions = _position_tables(model)
     names = matrix_names(model)
+    care = importance(model) if precision == "int4" else {}
     for index, (name, transposed) in enumerate(names.items()):
         parameter = parameters[name]
         weight = parameter.detach().T if transposed else parameter.detach()
-        matrix = _matrix(weight, "fp32" if name in positions and precision != "fp16" else precision)
+        matrix = _matrix(weight, "fp32" if name in positions and precision != "fp16" else precision, care.get(name))
         table.matrices[name] = matrix
         if precision != "fp32":
             same = matrix.dequantize() if isinstance(matrix, Quantized) else torch.from_numpy(matrix).float()
@@ -79,11 +82,11 @@ def _aliases(model: torch.nn.Module) -> dict[str, str]:
     return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
-def _matrix(weight: torch.Tensor, precision: Precision) -> Dense | Quantized:
+def _matrix(weight: torch.Tensor, precision: Precision, care: torch.Tensor | None = None) -> Dense | Quantized:
     if not torch.isfinite(weight).all():
         raise ExportError("the checkpoint holds weights that are not finite; export a healthy checkpoint")
     if precision in BITS:
-        return quantize(weight, BITS[precision])
+        return quantize(weight, BITS[precision], importance=care)
     if precision == "fp16":
         limit = torch.finfo(torch.float16).max
         if weight.abs().max() > limit:

@@ -86,7 +86,13 @@ def _move_out(
         offset, length = files[location].place(digest, tensor)
         used.add(location)
         value.const_value = ir.ExternalTensor(
-            location, offset, length, tensor.dtype, shape=tensor.shape, name=str(value.name), base_dir=directory
+            location,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=str(value.name),
+            base_dir=directory,
         )
     return used
 

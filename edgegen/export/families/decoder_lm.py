@@ -17,9 +17,10 @@ import onnx_ir as ir
 from edgegen.backends import open_session
 from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError, ProofError
-from edgegen.export import lower, passes, reference
+from edgegen.export import lower, lower_ort, passes, reference
 from edgegen.export.capture import Captured, capture
 from edgegen.export.card import card
+from edgegen.export.exact import exact_fidelity
 from edgegen.export.genai import genai_config
 from edgegen.export.report import ExportReport, Progress
 from edgegen.export.sources import Checkpoint
@@ -28,7 +29,8 @@ from edgegen.export.weights import WeightTable, convert
 from edgegen.export.write import write_variants
 from edgegen.manifest import FORMAT, Graph, Manifest, Precision, Source, Variant
 from edgegen.pipelines.decoder_lm import DecoderLMSettings
-from edgegen.proof import TOLERANCES, Arithmetic, Fidelity, Proof, Quality, Reference, require, verify
+from edgegen.proof import TOLERANCES, Arithmetic, Fidelity, Proof, Quality, require, verify
+from edgegen.reference import Reference
 from edgegen.tensors import Axis
 
 GRAPH = "decoder"
@@ -113,8 +115,8 @@ def _convert(model: Any, tokens: list[int], request: Request, progress: Progress
     quality = reference.quality(original, original if same else reference.answers(model, tokens), limit)
     if not quality.mean_kl <= limit:
         raise ProofError(
-            f"{request.precision} weights differ from the original by a mean KL of {quality.mean_kl:.3g} nats, more than {limit:g} "
-            f"(perplexity x {quality.perplexity_ratio:.3f}); use a higher precision, or accept it with --limit"
+            f"{request.precision} weights differ from the original by a mean KL of {quality.mean_kl:.3g} nats, "
+            f"more than {limit:g} (perplexity x {quality.perplexity_ratio:.3f}); use a higher precision, or accept it: --limit"
         )
     return table, quality
 
@@ -124,7 +126,7 @@ def _lower(captured: Captured, table: WeightTable, progress: Progress) -> dict[s
     canonical = captured.model
     passes.keep_last_positions(canonical.graph)
     ort = canonical.clone()
-    lower.to_onnxruntime(ort, table, captured.windows)
+    lower_ort.to_onnxruntime(ort, table, captured.windows)
     lower.to_canonical(canonical, table)
     return {"canonical": canonical, "onnxruntime": ort}
 
@@ -210,7 +212,10 @@ def _prove(
             config = {"session.disable_quant_qdq": "1"} if variant == "canonical" else None
             with open_session("onnxruntime", bundle, GRAPH, variant=variant, config=config) as session:
                 fidelity = verify(bundle, session, variant, "onnxruntime").fidelity
-            require(fidelity)
             found.append(fidelity)
+            if fidelity.arithmetic == "int8-activations":
+                found.append(exact_fidelity(bundle, writer.directory, GRAPH, variant))
+    for fidelity in found:
+        require(fidelity)
     progress("prove", 1.0)
     return tuple(found)

@@ -39,7 +39,7 @@ def open_source(source: str, checkpoint: Path | None = None) -> Checkpoint:
             raise SourceError(f"no checkpoint at {checkpoint}; --checkpoint wants a .safetensors file")
     module, function = SOURCES[source_kind(source)].split(":")
     opened = getattr(importlib.import_module(module), function)(Path(source), checkpoint)
-    assert isinstance(opened, Checkpoint)  # noqa: S101  # the contract of every line in SOURCES
+    assert isinstance(opened, Checkpoint)  # the contract of every line in SOURCES
     return opened
 
 
