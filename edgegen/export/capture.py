@@ -177,7 +177,7 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
 
 
 def _example(heads: int, dim: int, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Arguments of a step, and which of their axes are free: sizes that occur nowhere else, so that no axis is taken for another."""
+    """Arguments of a step, and which axes are free: sizes that occur nowhere else, so that no axis is taken for another."""
     queries, slots = 5, 57
     past = [torch.zeros(1, heads, slots, dim) for _ in range(count)]
     start, last = torch.zeros(1, dtype=torch.int64), torch.tensor([queries - 1])

@@ -53,8 +53,8 @@ def matrix_names(model: torch.nn.Module) -> dict[str, bool]:
 def convert(model: torch.nn.Module, precision: Precision, progress: Callable[[float], None] | None = None) -> WeightTable:
     """Bring the matrices to `precision` and give the *model* the very same values, in float32.
 
-    int4 rounds with regard to the inputs that each weight meets (`edgegen.export.calibrate`). Position tables (learned positions
-    of GPT-2) and vectors stay float32, except with fp16.
+    int4 rounds with regard to the inputs that each weight meets (`edgegen.export.calibrate`). Position tables (learned ones,
+    as in GPT-2) and vectors stay float32, except with fp16.
     """
     table = WeightTable(precision, aliases=_aliases(model))
     parameters = dict(model.named_parameters())

@@ -1,0 +1,30 @@
+"""Bundles of tiny random models, exported once and shared by the tests that only read them."""
+
+import pytest
+
+pytest.importorskip("torch")
+
+from pathlib import Path
+
+from tiny_models import make_tiny
+
+ANY_QUALITY = 50.0  # nats: random weights have no meaning to lose; the limit has a test of its own
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """`exported("llama", "fp32")` -> (checkpoint directory, bundle)."""
+    from edgegen.export import export
+
+    done: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def get(architecture: str, precision: str) -> tuple[Path, Path]:
+        if (architecture, precision) not in done:
+            root = tmp_path_factory.mktemp(architecture)
+            make_tiny(architecture, root / "checkpoint")
+            bundle = root / f"{precision}.bundle"
+            export(str(root / "checkpoint"), bundle, precision=precision, limit=ANY_QUALITY)
+            done[architecture, precision] = root / "checkpoint", bundle
+        return done[architecture, precision]
+
+    return get
