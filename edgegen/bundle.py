@@ -42,37 +42,48 @@ class GraphFiles:
     """One graph variant, checked and ready for a session.
 
     `weights` maps each external-data location (the file name that the graph uses) to its bytes: read-only views of the mapped
-    file, valid as long as they are referenced, even after the bundle is closed.
+    file, valid as long as they are referenced, even after the bundle is closed. `external` says which tensor lies where.
+    `folder` is where the same bytes lie as files of those names; None where the bundle is a tar.
     """
 
     model: bytes
     weights: Mapping[str, memoryview]
     variant: Variant
     axes: Mapping[str, Axis]
+    external: tuple[onnx_walk.ExternalTensor, ...]
+    folder: Path | None
 
 
 class Bundle:
     """An open bundle. May be used by several threads.
 
-    The files must not change while it is open: weights are mapped, not copied.
+    Each file's digest is checked before its bytes are handed out; a weights file's, which is mapped, the first time.
+    The files must not change while the bundle or a session of it is open: weights are mapped, not copied.
     """
 
-    def __init__(self, path: Path, archive: Folder | Tar, manifest: Manifest, blobs: Mapping[str, Blob]) -> None:
+    def __init__(
+        self, path: Path, archive: Folder | Tar, manifest: Manifest, blobs: Mapping[str, Blob], *, verify: bool = True
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self._place = path.absolute()  # the process may go to another folder
         self._archive = archive
         self._blobs = blobs
+        self._trusted = set() if verify else set(manifest.files)  # mapped files whose digest needs no look any more
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Bundle":
         """Open a bundle's folder, or the uncompressed tar of one.
 
+        The manifest is checked, and that every file is there and as long as it says. Nothing is hashed yet: a damaged file is
+        found by whoever reads it, or by `verify_all`.
+
         Args:
             path: the folder or the tar.
-            verify: hash the weight files now. Everything else is always hashed.
+            verify: hash a weights file before it is handed out. Everything else is always hashed.
 
         Raises:
-            BundleError: no bundle there, damaged, newer than this edgegen, or not to be trusted.
+            BundleError: no bundle there, incomplete, newer than this edgegen, or not to be trusted.
         """
         place = Path(path)
         archive = open_archive(place)
@@ -80,11 +91,15 @@ class Bundle:
             manifest = _read_manifest(archive, place)
             blobs = {name: archive.blob(name) for name in manifest.files}
             _check_sizes(place, manifest, blobs)
-            _check_digests(place, manifest, blobs, skip=frozenset() if verify else _weights(manifest))
         except BaseException:
             archive.close()
             raise
-        return cls(place, archive, manifest, blobs)
+        return cls(place, archive, manifest, blobs, verify=verify)
+
+    def verify_all(self) -> None:
+        """Hash every file, used or not. Raises BundleError that names one whose SHA-256 is not the manifest's."""
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashlib lets go of the GIL
+            list(pool.map(self._check_digest, self.manifest.files))
 
     def read(self, path: str) -> bytes:
         """Read one file that the manifest lists; its digest is checked on the very bytes that are returned.
@@ -104,7 +119,9 @@ class Bundle:
     def graph(self, name: str, variant: str) -> GraphFiles:
         """Read one variant of a graph, and walk it before any inference library does.
 
-        Raises UnknownNameError for an unknown name, BundleError where the graph is not to be trusted (`onnx_walk.check`).
+        Raises:
+            UnknownNameError: no such graph or variant.
+            BundleError: a file is damaged, or the graph is not to be trusted (`onnx_walk.check`).
         """
         graph = self.manifest.graphs.get(name)
         if graph is None:
@@ -112,13 +129,18 @@ class Bundle:
         chosen = graph.variants.get(variant)
         if chosen is None:
             raise UnknownNameError(f"variant of graph {name!r}", variant, graph.variants)
-        model = self.read(chosen.path)
-        weights = {path.rpartition("/")[2]: self._blob(path).view() for path in chosen.weights}
-        onnx_walk.check(model, {location: len(view) for location, view in weights.items()}, chosen)
-        return GraphFiles(model, weights, chosen, graph.axes)
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+            # Weights are hashed while the graph is walked.
+            digests = pool.map(self._check_digest, [path for path in chosen.weights if path not in self._trusted])
+            model = self.read(chosen.path)
+            weights = {path.rpartition("/")[2]: self._blob(path).view() for path in chosen.weights}
+            external = onnx_walk.check(model, {location: len(view) for location, view in weights.items()}, chosen)
+            list(digests)
+        folder = (self._place / chosen.path).parent if isinstance(self._archive, Folder) else None
+        return GraphFiles(model, weights, chosen, graph.axes, external, folder)
 
     def members(self) -> Iterator[tuple[str, memoryview]]:
-        """Every file, the manifest first: its path and its bytes."""
+        """Every file, the manifest first: its path and its bytes, not hashed."""
         yield MANIFEST, self._archive.blob(MANIFEST).view()
         for path in sorted(self._blobs):
             yield path, self._blobs[path].view()
@@ -133,6 +155,11 @@ class Bundle:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _check_digest(self, path: str) -> None:
+        if self._blob(path).sha256() != self.manifest.files[path].sha256:
+            raise _damaged(self.path, path)
+        self._trusted.add(path)
 
     def _blob(self, path: str) -> Blob:
         blob = self._blobs.get(path)
@@ -211,7 +238,7 @@ def pack(bundle: str | os.PathLike[str], tar: str | os.PathLike[str], *, force: 
     """Write a bundle as one uncompressed tar: the same bundle gives the same bytes.
 
     Raises:
-        BundleError: the bundle does not open.
+        BundleError: the bundle does not open, or is damaged.
         InputError: `tar` exists (unless `force`), or its folder does not.
         ExportError: the disk is full.
     """
@@ -220,6 +247,7 @@ def pack(bundle: str | os.PathLike[str], tar: str | os.PathLike[str], *, force: 
         raise InputError(f"cannot write {place}: it exists (use --force to replace a file), or its folder does not")
     partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
     with Bundle.open(bundle) as opened, _writing(place):
+        opened.verify_all()
         try:
             with partial.open("xb") as file:
                 write_tar(file, opened.members())
@@ -241,25 +269,12 @@ def _read_manifest(archive: Folder | Tar, place: Path) -> Manifest:
         raise BundleError(f"{place}: {error}") from None
 
 
-def _weights(manifest: Manifest) -> frozenset[str]:
-    variants = [variant for graph in manifest.graphs.values() for variant in graph.variants.values()]
-    return frozenset(path for variant in variants for path in variant.weights)
-
-
 def _check_sizes(place: Path, manifest: Manifest, blobs: Mapping[str, Blob]) -> None:
     for name, entry in manifest.files.items():
         if blobs[name].size_bytes != entry.size_bytes:
             raise BundleError(
                 f"{place}: {name} has {blobs[name].size_bytes} bytes, the manifest says {entry.size_bytes}; copy it again"
             )
-
-
-def _check_digests(place: Path, manifest: Manifest, blobs: Mapping[str, Blob], skip: frozenset[str]) -> None:
-    names = [name for name in manifest.files if name not in skip]
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:  # hashlib lets go of the GIL
-        for name, digest in zip(names, pool.map(lambda name: blobs[name].sha256(), names), strict=True):
-            if digest != manifest.files[name].sha256:
-                raise _damaged(place, name)
 
 
 def _damaged(place: Path, name: str) -> BundleError:

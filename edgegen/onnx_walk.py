@@ -7,6 +7,7 @@ the wrong wire type or a repeated singular field is an error. Bytes are never co
 """
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from edgegen.errors import BundleError
 from edgegen.manifest import Variant
@@ -16,6 +17,7 @@ MAX_MODEL_BYTES = 128 << 20  # weights are external: SmolLM2's graphs have 0.4 a
 MAX_FIELDS = 2_000_000  # two seconds of walking; SmolLM2's graphs have 15,000 and 26,000
 MAX_DEPTH = 16
 MAX_ELEMENTS = 1 << 40
+MAX_RANK = 32
 
 STANDARD_DOMAINS = (b"", b"ai.onnx")
 MICROSOFT_OPERATORS = frozenset(
@@ -33,6 +35,7 @@ _ELEMENT_BITS = {  # TensorProto.DataType; strings (8) have none
     15: 128,
 }
 _DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
+_DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _SINGULAR = frozenset({"one", "number", "float32"})
@@ -72,7 +75,7 @@ _ATTRIBUTE = _Message(
 )
 _FUNCTION = _Message("function", "1 7 10 11", one="1 8 10 13", many="4 5 6 7 9 11 12 14")
 _TENSOR = _Message(
-    "tensor", "1 2 9 13 14", one="8 9 12", many="6 13 16", number="2 14", numbers="1 5 7 11", float32s="4", float64s="10"
+    "tensor", "1 2 8 9 13 14", one="8 9 12", many="6 13 16", number="2 14", numbers="1 5 7 11", float32s="4", float64s="10"
 )
 _ENTRY = _Message("key-value pair", "1 2", one="1 2")
 _VALUE = _Message("value", "1 2", one="1 2 3", many="4")
@@ -80,13 +83,31 @@ _TYPE = _Message("type", "1", one="1 6")
 _TENSOR_TYPE = _Message("tensor type", "1", one="2", number="1")
 
 
-def check(model: bytes, weights_sizes: Mapping[str, int], variant: Variant) -> None:
+class ExternalTensor(NamedTuple):
+    """A tensor of the graph whose bytes lie in a weights file: row-major, little-endian, and all of them within the file.
+
+    name: of the initializer; None for a tensor that is no initializer of the outermost graph, which no one can name.
+    dtype: numpy's name of it; None where it has none (4-bit integers, bfloat16) or where manifests do not use it.
+    """
+
+    name: str | None
+    dtype: str | None
+    shape: tuple[int, ...]
+    location: str
+    offset: int
+    size_bytes: int
+
+
+def check(model: bytes, weights_sizes: Mapping[str, int], variant: Variant) -> tuple[ExternalTensor, ...]:
     """Raise BundleError unless `model` is an ONNX file that is safe to hand to an inference library.
 
     Args:
         model: the whole file.
         weights_sizes: size in bytes of each external-data file, by the location that the graph may name.
         variant: what the manifest says of the graph; names and dtypes of inputs and outputs must agree.
+
+    Returns:
+        Every tensor whose bytes lie in a weights file.
 
     Raises:
         BundleError: damaged or truncated; an operator that onnxruntime does not itself bring (custom operators, EPContext);
@@ -99,9 +120,11 @@ def check(model: bytes, weights_sizes: Mapping[str, int], variant: Variant) -> N
     if model[4:8] == b"ORTM":  # a flatbuffer to onnxruntime, whatever it is to protobuf
         raise BundleError(f"{variant.path} is in onnxruntime's own format; only ONNX is read")
     try:
-        _Walk(model, weights_sizes).model(variant)
+        walk = _Walk(model, weights_sizes)
+        walk.model(variant)
     except _DamageError as error:
         raise BundleError(f"{variant.path}: {error}") from None
+    return tuple(walk.external)
 
 
 class _DamageError(Exception):
@@ -113,6 +136,7 @@ class _Walk:
         self.data = data
         self.weights_sizes = {name.encode(): size for name, size in weights_sizes.items()}
         self.fields_left = MAX_FIELDS
+        self.external: list[ExternalTensor] = []
 
     def model(self, variant: Variant) -> None:
         graphs = 0
@@ -129,11 +153,15 @@ class _Walk:
         if depth > MAX_DEPTH:
             raise _DamageError(f"graphs are nested deeper than {MAX_DEPTH}")
         values: dict[int, dict[bytes, int]] = {11: {}, 12: {}}
+        tensors: set[bytes] = set()
         for number, first, last in self._fields(start, stop, _GRAPH):
             if number == 1:
                 self._node(first, last, depth)
             elif number == 5:
-                self._tensor(first, last)
+                name = self._tensor(first, last, is_named=variant is not None)
+                if name in tensors:
+                    raise _DamageError(f"the initializer {_text(name)} stands twice")
+                tensors.add(name)
             elif variant and number in values:
                 name, dtype = self._value(first, last)
                 values[number][name] = dtype
@@ -172,35 +200,32 @@ class _Walk:
             elif number in (5, 10):
                 self._tensor(first, last)
 
-    def _tensor(self, start: int, stop: int) -> None:
-        elements, raw_bytes = 1, -1
+    def _tensor(self, start: int, stop: int, *, is_named: bool = False) -> bytes:
+        """Check a tensor; return its name."""
+        name, raw_bytes = b"", -1
+        shape: list[int] = []
         numbers = {2: 0, 14: 0}  # data type, data location
         entries: dict[bytes, bytes] = {}
         for number, first, last in self._fields(start, stop, _TENSOR):
             if number == 1:
-                elements = self._times(elements, first, last)
+                shape += [first] if last < 0 else self._packed(first, last)
             elif number in numbers:
                 numbers[number] = first
+            elif number == 8:
+                name = self.data[first:last]
             elif number == 13:
                 self._entry(first, last, entries)
             elif number == 9:
                 raw_bytes = last - first
+        elements = _elements(shape)
         dtype, location = numbers.values()
         if location > 1:  # protobuf would cut it to 32 bits, and might then read "external"
             raise _DamageError(f"a tensor has an unknown data location {location}")
         if location:
-            self._check_external(entries, elements, dtype)
+            self._check_external(entries, name if is_named else None, dtype, shape, elements)
         else:
             _check_inline(elements, dtype, raw_bytes, stop - start)
-
-    def _times(self, elements: int, first: int, last: int) -> int:
-        """Multiply by one dimension (last < 0), or by a packed row of them."""
-        sizes = [first] if last < 0 else self._packed(first, last)
-        for size in sizes:
-            elements *= size
-            if size > MAX_ELEMENTS or elements > MAX_ELEMENTS:  # a negative size is a huge varint
-                raise _DamageError(f"a tensor has an absurd axis size: {size}")
-        return elements
+        return name
 
     def _packed(self, start: int, stop: int) -> Iterator[int]:
         while start < stop:
@@ -217,7 +242,9 @@ class _Walk:
             raise _DamageError(f"external data has an unknown or repeated key {_text(key)}")
         entries[key] = pair.get(2, b"")
 
-    def _check_external(self, entries: Mapping[bytes, bytes], elements: int, dtype: int) -> None:
+    def _check_external(
+        self, entries: Mapping[bytes, bytes], name: bytes | None, dtype: int, shape: list[int], elements: int
+    ) -> None:
         location = entries.get(b"location", b"")
         size = self.weights_sizes.get(location)
         if size is None:
@@ -231,6 +258,16 @@ class _Walk:
             raise _DamageError(
                 f"external data out of range: bytes {offset} to {offset + length} of {_text(location)}, which has {size}"
             )
+        self.external.append(
+            ExternalTensor(
+                None if name is None else _utf8(name),
+                _DTYPE_NAMES.get(dtype),
+                tuple(shape),
+                _utf8(location),
+                offset,
+                length,
+            )
+        )
 
     def _value(self, start: int, stop: int) -> tuple[bytes, int]:
         """Read the name and dtype of a graph's input or output."""
@@ -310,6 +347,17 @@ def _check_inline(elements: int, dtype: int, raw_bytes: int, message_bytes: int)
         raise _DamageError(f"a tensor of {elements} elements lies in {message_bytes} bytes")
 
 
+def _elements(shape: list[int]) -> int:
+    elements = 1
+    for size in shape:
+        elements *= size
+        if size > MAX_ELEMENTS or elements > MAX_ELEMENTS:  # a negative size is a huge varint
+            raise _DamageError(f"a tensor has an absurd axis size: {size}")
+    if len(shape) > MAX_RANK:
+        raise _DamageError(f"a tensor has {len(shape)} axes; at most {MAX_RANK} are read")
+    return elements
+
+
 def _size_bytes(elements: int, dtype: int) -> int:
     bits = _ELEMENT_BITS.get(dtype)
     if bits is None:
@@ -322,6 +370,13 @@ def _decimal(text: bytes) -> int:
     if not text.isdigit() or len(text) > 19:
         raise _DamageError(f"external data: {_text(text)} is not an offset or length")
     return int(text)
+
+
+def _utf8(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise _DamageError(f"the name {_text(name)} is not UTF-8") from None
 
 
 def _text(name: bytes) -> str:

@@ -340,6 +340,7 @@ def verify_bundle(path: str, backend: str = "auto") -> ProofReport:
     """Open a bundle, check its digests, and replay its proof on a backend of this machine, without PyTorch."""
     chosen = choose(backend)
     with Bundle.open(path) as bundle:
+        bundle.verify_all()
         variant = variant_for(chosen, bundle, GRAPH)
         with open_session(chosen, bundle, GRAPH) as session:
             return verify(bundle, session, variant, chosen)

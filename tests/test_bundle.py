@@ -106,12 +106,35 @@ def test_opening_and_closing_leaves_no_descriptor(tiny_bundle, tmp_path):
 def test_without_verify_only_weights_go_unhashed(tiny_bundle):
     weights = tiny_bundle / "graphs/decoder.weights"
     weights.write_bytes(bytes(weights.stat().st_size))
-    Bundle.open(tiny_bundle, verify=False).close()
-    with pytest.raises(BundleError, match=r"decoder\.weights is damaged"):
-        Bundle.open(tiny_bundle)
     (tiny_bundle / "card.md").write_bytes(b"# tinY\n")
-    with pytest.raises(BundleError, match=r"card\.md is damaged"):
-        Bundle.open(tiny_bundle, verify=False)
+    with Bundle.open(tiny_bundle, verify=False) as opened:
+        opened.graph("decoder", "canonical")
+        with pytest.raises(BundleError, match=r"card\.md is damaged"):
+            opened.read("card.md")
+        with pytest.raises(BundleError, match="is damaged"):
+            opened.verify_all()
+
+
+def test_weights_are_hashed_once_and_only_when_their_graph_is_opened(tiny_bundle, monkeypatch):
+    hashed = []
+    sha256 = Blob.sha256
+    monkeypatch.setattr(Blob, "sha256", lambda blob: hashed.append(blob.size_bytes) or sha256(blob))
+    with Bundle.open(tiny_bundle) as opened:
+        assert hashed == []
+        opened.graph("decoder", "canonical")
+        opened.graph("decoder", "onnxruntime")
+        assert hashed == [512]
+        opened.verify_all()
+        assert len(hashed) == 1 + len(opened.manifest.files)
+
+
+def test_a_graph_says_where_its_tensors_lie(tiny_bundle):
+    with Bundle.open(tiny_bundle) as opened:
+        files = opened.graph("decoder", "canonical")
+    assert len(files.external) > 0
+    for tensor in files.external:
+        weights = files.weights[tensor.location][tensor.offset : tensor.offset + tensor.size_bytes]
+        assert np.frombuffer(weights, tensor.dtype).size == np.prod(tensor.shape)
 
 
 def test_a_file_changed_while_the_bundle_is_open_is_not_handed_out(tiny_bundle):

@@ -45,7 +45,7 @@ def external(onnx, **entries):
 
 def check(model, sizes=None, variant=TINY):
     data = model if isinstance(model, bytes) else model.SerializeToString()
-    onnx_walk.check(data, {"w.bin": 64} if sizes is None else sizes, variant)
+    return onnx_walk.check(data, {"w.bin": 64} if sizes is None else sizes, variant)
 
 
 def assert_refused(model, message):
@@ -146,6 +146,30 @@ def test_external_data_within_its_file_passes(onnx):
     check(build(onnx, initializers=[external(onnx)]))
     check(build(onnx, initializers=[external(onnx, offset="48", checksum="0")]))
     check(build(onnx, initializers=[external(onnx, offset=None, length=None)]))  # ONNX's defaults
+
+
+def test_external_tensors_are_listed_with_their_places(onnx):
+    tensors = [external(onnx, offset="16"), external(onnx, location="w.bin")]
+    tensors[1].name, tensors[1].data_type = "v", onnx.TensorProto.INT4
+    tensors[1].dims[:] = [8, 4]
+    constant = onnx.helper.make_node("Constant", [], ["y"], value=external(onnx))
+    assert check(build(onnx, constant, initializers=tensors)) == (
+        (None, "float32", (4,), "w.bin", 0, 16),  # an attribute: no one can name it
+        ("w", "float32", (4,), "w.bin", 16, 16),
+        ("v", None, (8, 4), "w.bin", 0, 16),  # numpy has no integers of 4 bits
+    )
+    assert check(build(onnx)) == ()
+
+
+def test_an_initializer_that_stands_twice_is_refused(onnx):
+    inline = onnx.TensorProto(name="w", data_type=1, dims=[1], raw_data=bytes(4))
+    assert_refused(build(onnx, initializers=[external(onnx), inline]), "the initializer 'w' stands twice")
+
+
+def test_absurd_names_and_ranks_are_refused(onnx):
+    data = build(onnx, initializers=[external(onnx)]).SerializeToString()
+    assert_refused(data.replace(b"B\x01w", b"B\x01\xff"), "not UTF-8")
+    assert_refused(build(onnx, initializers=[onnx.TensorProto(name="w", data_type=1, dims=[1] * 33)]), "33 axes")
 
 
 @pytest.mark.parametrize(

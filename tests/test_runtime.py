@@ -26,7 +26,7 @@ class StubBundle:
     def graph(self, name, variant):
         self.asked.append((name, variant))
         described = self.manifest.graphs[name].variants[variant]
-        return types.SimpleNamespace(model=b"", weights={}, variant=described, axes={})
+        return types.SimpleNamespace(model=b"", weights={}, variant=described, axes={}, external=(), folder=None)
 
     def close(self):
         self.closed = True

@@ -56,7 +56,18 @@ def test_one_flipped_bit_is_refused(tiny_bundle, name):
     data = bytearray((tiny_bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (tiny_bundle / name).write_bytes(data)
-    assert_refused(tiny_bundle, "is damaged: its SHA-256 is not the manifest's")
+    refusal = rf"{name} is damaged: its SHA-256 is not the manifest's"
+    with Bundle.open(tiny_bundle) as opened:
+        with pytest.raises(BundleError, match=refusal):
+            opened.verify_all()
+        with pytest.raises(BundleError, match=refusal):
+            opened.read(name)
+        if name.startswith("graphs/"):
+            with pytest.raises(BundleError, match=refusal):
+                opened.graph("decoder", "canonical")
+    with pytest.raises(BundleError, match=refusal):
+        pack(tiny_bundle, tiny_bundle.with_suffix(".tar"))
+    assert not tiny_bundle.with_suffix(".tar").exists()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "graphs/decoder.weights", "card.md"])
@@ -279,7 +290,8 @@ def test_a_damaged_file_in_a_tar_is_refused(tiny_bundle, tmp_path):
     tar = pack(tiny_bundle, tmp_path / "tiny.tar")
     data = tar.read_bytes()
     tar.write_bytes(data.replace(b"# tiny", b"# tinY"))
-    assert_refused(tar, r"card\.md is damaged")
+    with Bundle.open(tar) as opened, pytest.raises(BundleError, match=r"card\.md is damaged"):
+        opened.verify_all()
     tar.write_bytes(data[: len(data) // 2])
     assert_refused(tar, "truncated")
 
@@ -313,6 +325,7 @@ def damage(data, edits):
 def assert_sound_or_refused(place):
     """Open it and use all of it: an EdgegenError, or every byte has its digest."""
     with contextlib.suppress(EdgegenError), Bundle.open(place) as opened:
+        opened.verify_all()
         for name, entry in opened.manifest.files.items():
             assert hashlib.sha256(opened.read(name)).hexdigest() == entry.sha256
         for name, graph in opened.manifest.graphs.items():

@@ -79,7 +79,14 @@ def open_session(
     chosen = choose(backend)
     files = bundle.graph(graph, variant or variant_for(chosen, bundle, graph))
     session: Session = _load(BACKENDS[chosen])(
-        files.model, files.weights, files.variant, files.axes, threads=threads, **options
+        files.model,
+        files.weights,
+        files.variant,
+        files.axes,
+        external=files.external,
+        folder=files.folder,
+        threads=threads,
+        **options,
     )
     return session
 

@@ -1,10 +1,12 @@
 """ONNX Runtime: one session for one graph, its state bound in place."""
 
+import functools
+import logging
 import math
-import mmap
 import threading
 import weakref
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,13 +15,16 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgegen.backends.base import State
+from edgegen.backends.memory import Content, give_back, pages_let_go
 from edgegen.backends.threads import default_threads
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair, Variant
+from edgegen.onnx_walk import ExternalTensor
 from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec, check_feed
 
-Content = bytes | memoryview | mmap.mmap
+_log = logging.getLogger("edgegen")
 
+_CPU = "CPUExecutionProvider"
 _ALIGNMENT = 64  # bytes: a cache line, and the width of an AVX-512 register
 _ERRORS: tuple[type[BaseException], ...] = (
     RuntimeError,
@@ -45,16 +50,20 @@ class OrtSession:
         axes: Mapping[str, Axis],
         *,
         threads: int | None = None,
-        provider: str = "CPUExecutionProvider",
+        external: Sequence[ExternalTensor] = (),
+        folder: Path | None = None,
+        provider: str = _CPU,
         config: Mapping[str, str] | None = None,
     ) -> None:
-        """Build the session; `model` and `weights` are not needed any more afterwards.
+        """Build the session. It may hold on to `weights` until it is closed: their bytes must not change.
 
         Args:
             model: the serialized ONNX graph.
             weights: the content of each external-data file, by the name the graph refers to.
             variant: what the manifest says of the graph; the graph is held to it.
             axes: the ranges of the named axes.
+            external: where the tensors lie in `weights` (`onnx_walk.check` tells).
+            folder: where the same weights lie as files. With both, weights are read where they are; else they are copied.
             threads: threads for one operator, the calling one included; one for each usable physical core if None.
             provider: the execution provider; one that is not there is an error, never a silent fallback.
             config: ONNX Runtime session config entries, for experiments.
@@ -74,8 +83,9 @@ class OrtSession:
         self._fetched = tuple(name for name in self._outputs if name not in state)
         self._lock = threading.Lock()
         self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
-        options = _options(self.threads, config or {}, stateful=bool(variant.state))
-        self._native: Any = _create(model, weights, options, provider, variant.path)
+        options = functools.partial(_options, self.threads, config or {}, stateful=bool(variant.state))
+        self._native: Any
+        self._native, self._shared = _create(model, weights, external, folder, options, provider, variant.path)
         self._optional = _check_signature(self._native, variant)
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._required = self._fed.keys() - self._optional
@@ -123,6 +133,7 @@ class OrtSession:
             for state in list(self._states):
                 state.close()
             self._native = self._stateless = None
+            self._shared = ()
 
     def __enter__(self) -> "OrtSession":
         return self
@@ -282,27 +293,60 @@ def _options(threads: int, config: Mapping[str, str], *, stateful: bool) -> Any:
     return options
 
 
-def _create(model: bytes, weights: Mapping[str, Content], options: Any, provider: str, path: str) -> Any:
+def _create(
+    model: bytes,
+    weights: Mapping[str, Content],
+    external: Sequence[ExternalTensor],
+    folder: Path | None,
+    options: Callable[[], Any],
+    provider: str,
+    path: str,
+) -> tuple[Any, Sequence[Any]]:
+    """A session, and the values that it reads where they are: they must live as long as it does."""
     present = ort.get_available_providers()
     if provider not in present:
         raise BackendError(f"onnxruntime has no {provider} here; it has {', '.join(present)}")
-    sizes = [memoryview(content).nbytes for content in weights.values()]
     try:
-        if weights:
-            options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
-        session = ort.InferenceSession(model, options, providers=[provider])
+        with pages_let_go(weights.values()):
+            if provider == _CPU and folder and external and all(tensor.name and tensor.dtype for tensor in external):
+                try:
+                    return _create_in_place(model, weights, external, folder, options())
+                except _ERRORS as error:
+                    _log.info("%s: its weights are copied, for in place onnxruntime says: %s", path, error)
+            return _create_with_copies(model, weights, options(), provider), ()
     except _ERRORS as error:
         raise _backend_error(f"onnxruntime {ort.__version__} refuses {path}", error) from error
-    for content in weights.values():
-        _let_go(content)
-    return session
+    finally:
+        give_back()
 
 
-def _let_go(content: Content) -> None:
-    """Take a mapped file's pages out of this process's memory: ONNX Runtime has copied them, and they can be read again."""
-    mapped = content.obj if isinstance(content, memoryview) else content
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and memoryview(mapped).readonly:
-        mapped.madvise(mmap.MADV_DONTNEED)
+def _create_in_place(
+    model: bytes, weights: Mapping[str, Content], external: Sequence[ExternalTensor], folder: Path, options: Any
+) -> tuple[Any, Sequence[Any]]:
+    """A session on the CPU whose kernels read, and pack, the bytes of `weights` themselves.
+
+    ONNX Runtime has several ways to take weights from memory, and copies in all but this one: initializers shared among
+    sessions. It wants to see the files that the graph names all the same, and an optimizer that folds a weight reads them.
+    """
+    values = {
+        str(tensor.name): ort.OrtValue.ortvalue_from_numpy(_array(weights[tensor.location], tensor)) for tensor in external
+    }
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return ort.InferenceSession(model, options, providers=[_CPU]), list(values.values())
+
+
+def _create_with_copies(model: bytes, weights: Mapping[str, Content], options: Any, provider: str) -> Any:
+    if weights:
+        sizes = [memoryview(content).nbytes for content in weights.values()]
+        options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
+    return ort.InferenceSession(model, options, providers=[provider])
+
+
+def _array(content: Content, tensor: ExternalTensor) -> Tensor:
+    array: Tensor = np.ndarray(tensor.shape, tensor.dtype, content, tensor.offset)
+    return array if array.flags.aligned else array.copy()
 
 
 def _check_signature(session: Any, variant: Variant) -> frozenset[str]:
