@@ -11,7 +11,7 @@ outputs: logits float32 [batch, kept, vocab], present.{i}.{key,value} (the same 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,27 @@ class Captured:
     vocab_size: int
 
 
+def require_attention(model: torch.nn.Module) -> None:
+    """Raise CaptureError, naming the module, unless every layer calls transformers' attention interface: one token tells."""
+    config: Any = model.config
+    if any(getattr(config, name, None) is None for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")):
+        raise not_attended(model, [])
+    names = {id(module): name for name, module in model.named_modules()}
+    attended: list[str] = []
+
+    def note(module: torch.nn.Module, q: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        attended.append(names[id(module)])
+        return q.transpose(1, 2), None
+
+    with _attention_interface(note, config), torch.inference_mode():
+        try:
+            model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
+        except Exception as error:  # anything may happen in a model that is not a decoder
+            raise capture_error(model, error) from error
+    if len(attended) != config.num_hidden_layers:
+        raise not_attended(model, attended)
+
+
 def capture(model: torch.nn.Module, context_length: int) -> Captured:
     """Capture a causal language model (float32, eval mode).
 
@@ -153,7 +174,12 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
     layers, heads, dim = cache_shape(config)
     names = [f"{i}.{part}" for i in range(layers) for part in ("key", "value")]
     example, dynamic = _example(heads, dim, len(names))
-    with _attention_interface(step, config), standard_operators(model, positions, context_length), _quiet(), torch.no_grad():
+    with (
+        _attention_interface(step.attention, config),
+        standard_operators(model, positions, context_length),
+        _quiet(),
+        torch.no_grad(),
+    ):
         try:
             program = torch.onnx.export(
                 step,
@@ -171,8 +197,6 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
             raise capture_error(model, error) from error
     assert program is not None
     windows = tuple(window for _, window in positions.attended)
-    if len(windows) != layers:
-        raise not_attended(model, [name for name, _ in positions.attended])
     return Captured(program.model, windows, (layers, heads, dim), config.num_attention_heads, int(config.vocab_size))
 
 
@@ -187,8 +211,8 @@ def _example(heads: int, dim: int, count: int) -> tuple[tuple[Any, ...], tuple[A
 
 
 @contextlib.contextmanager
-def _attention_interface(step: _Step, config: Any) -> Iterator[None]:
-    AttentionInterface.register(_ATTENTION, step.attention)
+def _attention_interface(function: Callable[..., Any], config: Any) -> Iterator[None]:
+    AttentionInterface.register(_ATTENTION, function)
     before = config._attn_implementation
     config._attn_implementation = _ATTENTION
     try:

@@ -39,7 +39,7 @@ def not_attended(model: torch.nn.Module, attended: Iterable[str]) -> CaptureErro
     layers = [
         (name, module)
         for name, module in model.named_modules()
-        if re.search(r"(attn|attention|mixer|ssm|mamba|rwkv|conv1d)", type(module).__name__, re.IGNORECASE)
+        if re.search(r"(attn|attention|mixer|ssm|rwkv|timemix)", type(module).__name__, re.IGNORECASE)
         and not any(name.startswith(other) for other in seen)
     ]
     name, module = layers[0] if layers else ("", model)

@@ -120,8 +120,8 @@ def test_a_wrong_option_is_one_line(llama, tmp_path, options, error):
 
 
 def test_a_model_without_attention_is_refused_by_module_and_reason(tmp_path):
-    from transformers import MambaConfig, MambaForCausalLM
     from tiny_models import tokenizer_files
+    from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4)
     directory = tmp_path / "mamba"

@@ -18,7 +18,7 @@ from edgegen.backends import open_session
 from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError, ProofError
 from edgegen.export import lower, lower_ort, passes, reference
-from edgegen.export.capture import Captured, capture
+from edgegen.export.capture import Captured, capture, require_attention
 from edgegen.export.card import card
 from edgegen.export.exact import exact_fidelity
 from edgegen.export.genai import genai_config
@@ -64,6 +64,7 @@ def export(request: Request, progress: Progress) -> ExportReport:
     with BundleWriter(request.output, force=request.force) as writer:
         progress("load", 0.0)
         model = checkpoint.load()
+        require_attention(model)
         tokens = _text_tokens(checkpoint, context)
         table, quality = _convert(model, tokens, request, progress)
         progress("reference", 0.0)
@@ -89,7 +90,7 @@ def export(request: Request, progress: Progress) -> ExportReport:
 
 
 def _context_length(config: Any, wanted: int | None) -> int:
-    longest = int(config.max_position_embeddings)
+    longest = int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
     if wanted is None:
         return min(longest, DEFAULT_CONTEXT)
     if not 16 <= wanted <= longest:
