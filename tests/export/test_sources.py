@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -16,8 +15,6 @@ from edgegen.export.sources.gguf_tokenizer import convert_tokenizer
 
 torch = pytest.importorskip("torch")
 IDS = torch.arange(3, 23)[None]
-# The real checkpoint, where a machine has it: its path comes from outside, no test downloads.
-SMOLLM2 = os.environ.get("EDGEGEN_SMOLLM2_GGUF", "")
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +257,6 @@ def test_a_sentencepiece_vocabulary_merges_the_best_score_first() -> None:
     assert tokenizer.decode(tokenizer.encode("abc é").ids) == "abc é"
 
 
-@pytest.mark.skipif(not SMOLLM2, reason="EDGEGEN_SMOLLM2_GGUF does not name the real file")
 @pytest.mark.parametrize(
     ("text", "ids"),
     json.loads((Path(__file__).parent / "smollm2_tokens.json").read_text(encoding="utf-8")),
@@ -271,7 +267,7 @@ def test_smollm2_is_tokenized_as_llama_cpp_does(text: str, ids: list[int], smoll
 
 
 @pytest.fixture(scope="module")
-def smollm2_tokenizer():
+def smollm2_tokenizer(smollm2_gguf):
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_buffer(convert_tokenizer(read_header(Path(SMOLLM2)).metadata))
+    return Tokenizer.from_buffer(convert_tokenizer(read_header(smollm2_gguf).metadata))
