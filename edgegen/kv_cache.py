@@ -29,10 +29,11 @@ class KVCache:
         self._session = session
         self._context_length = context_length
         self._state = session.new_state(self._rounded(capacity))
-        self._one_token = np.zeros((1, 1), np.int64)
-        self._write_index = np.zeros(1, np.int64)
+        self._arrays: dict[str, Tensor] = {}
+        self._one: dict[str, Tensor] = {}
+        self._masked = 0  # how many ones the mask begins with
         self._takes = {name for name in _FED if name in session.inputs}
-        self._make_tables()
+        self._make_step()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,20 +73,29 @@ class KVCache:
         return logits
 
     def _feed(self, tokens: Sequence[int], start: int, end: int) -> dict[str, Tensor]:
-        if len(tokens) == 1:  # the decode step: no array is made
-            self._one_token[0, 0] = tokens[0]
-            feed: dict[str, Tensor] = {"input_ids": self._one_token}
-        else:
-            feed = {"input_ids": np.array([tokens], np.int64)}
+        if len(tokens) == 1:
+            return self._step(tokens[0], start)
+        feed: dict[str, Tensor] = {"input_ids": np.array([tokens], np.int64)}
         takes = self._takes
         if "attention_mask" in takes:
-            feed["attention_mask"] = self._ones[:, :end]
+            feed["attention_mask"] = np.ones((1, end), np.int64)
         if "position_ids" in takes:
-            feed["position_ids"] = self._positions[:, start:end]
+            feed["position_ids"] = np.arange(start, end, dtype=np.int64)[None]
         if "write_indices" in takes:
-            self._write_index[0] = start
-            feed["write_indices"] = self._write_index
+            feed["write_indices"] = np.array([start], np.int64)
         return feed
+
+    def _step(self, token: int, start: int) -> dict[str, Tensor]:
+        """The decode step's feed: always the same arrays, so that a session binds them once. The mask covers the capacity."""
+        arrays = self._arrays
+        arrays["input_ids"][0, 0] = token
+        arrays["position_ids"][0, 0] = start
+        arrays["write_indices"][0] = start
+        mask = arrays["attention_mask"]
+        mask[0, self._masked : start + 1] = 1
+        mask[0, start + 1 : self._masked] = 0
+        self._masked = start + 1
+        return dict(self._one)
 
     def rewind(self, length: int) -> None:
         """Forget everything behind the first `length` tokens."""
@@ -95,15 +105,20 @@ class KVCache:
         if needed > self._context_length:
             raise ContextFullError(f"{needed} tokens do not fit in the context of {self._context_length}; shorten the text")
         self._state.reserve(self._rounded(max(needed, 2 * self._state.capacity)), len(self.tokens))
-        self._make_tables()
+        self._make_step()
 
     def _rounded(self, capacity: int) -> int:
         return min(-(-capacity // ROUNDING) * ROUNDING, self._context_length)
 
-    def _make_tables(self) -> None:
-        # A step's mask and positions are views of these.
-        self._ones = np.ones((1, self._state.capacity), np.int64)
-        self._positions = np.arange(self._state.capacity, dtype=np.int64)[None]
+    def _make_step(self) -> None:
+        self._arrays = {
+            "input_ids": np.zeros((1, 1), np.int64),
+            "attention_mask": np.zeros((1, self._state.capacity), np.int64),
+            "position_ids": np.zeros((1, 1), np.int64),
+            "write_indices": np.zeros(1, np.int64),
+        }
+        self._masked = 0
+        self._one = {name: self._arrays[name] for name in self._takes}
 
     def close(self) -> None:
         """Free the memory. Closing twice is allowed."""

@@ -44,7 +44,7 @@ def reciting(text, *, prompt="the", **changes):
     script = [*library.encode(text), 0]
 
     def function(feed, state):
-        at = feed["attention_mask"].shape[1] - start
+        at = int(feed["attention_mask"].sum()) - start
         logits = np.zeros((1, 1, chosen.vocab_size), np.float32)
         logits[0, 0, script[min(max(at, 0), len(script) - 1)]] = 9.0
         return {"logits": logits}

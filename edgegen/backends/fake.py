@@ -173,7 +173,7 @@ def fake_lm(
     def function(feed: Tensors, state: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens = feed["input_ids"][0]  # [sequence]
         cache = state["past_key_values.0.key"][0, 0]  # [cache, width]
-        start = int(feed["write_indices"][0]) if canonical else feed["attention_mask"].shape[1] - tokens.size
+        start = int(feed["write_indices"][0]) if canonical else int(feed["attention_mask"].sum()) - tokens.size
         end = start + tokens.size
         where = feed["position_ids"][0] if canonical else np.arange(start, end)
         cache[start:end] = np.tanh(embedding[tokens] + places[where])

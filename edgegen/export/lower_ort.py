@@ -248,7 +248,10 @@ def _drop_input(graph: ir.Graph, name: str) -> None:
 
 
 def _derive_position_ids(graph: ir.Graph) -> None:
-    """Positions are total - sequence .. total - 1: no input is needed. Models whose rotary is all in attention never ask."""
+    """Positions are valid - sequence .. valid - 1: no input is needed. Models whose rotary is all in attention never ask.
+
+    `valid` counts the mask's ones: the mask may be as long as the cache, so that its shape does not change between steps.
+    """
     remove_dead(graph)
     positions = next(v for v in graph.inputs if v.name == "position_ids")
     graph.inputs.remove(positions)
@@ -256,15 +259,11 @@ def _derive_position_ids(graph: ir.Graph) -> None:
         return
     first = graph[0]
     inputs = {v.name: v for v in graph.inputs}
-    ends = [
-        insert_before(
-            first, "Squeeze", [insert_before(first, "Shape", [inputs[n]], {"start": 1, "end": 2}).outputs[0]]
-        ).outputs[0]
-        for n in ("attention_mask", "input_ids")
-    ]
-    start = insert_before(first, "Sub", ends).outputs[0]
+    valid = insert_before(first, "ReduceSum", [inputs["attention_mask"]], {"keepdims": 0}).outputs[0]
+    shape = insert_before(first, "Shape", [inputs["input_ids"]], {"start": 1, "end": 2}).outputs[0]
+    start = insert_before(first, "Sub", [valid, insert_before(first, "Squeeze", [shape]).outputs[0]]).outputs[0]
     one = initializer(graph, "const.scalar_one", np.array(1, dtype=np.int64))
-    span = insert_before(first, "Range", [start, ends[0], one]).outputs[0]
+    span = insert_before(first, "Range", [start, valid, one]).outputs[0]
     axis = initializer(graph, "const.axis0", np.array([0], dtype=np.int64))
     ids = insert_before(first, "Unsqueeze", [span, axis]).outputs[0]
     ids.type = ir.TensorType(ir.DataType.INT64)

@@ -33,14 +33,25 @@ def write_variants(models: Mapping[str, ir.Model], name: str, directory: Path) -
         used = _move_out(model, variant, name, readers, files, graphs)
         file = f"{name}.onnx" if variant == "canonical" else f"{name}.{variant}.onnx"
         model.producer_name, model.ir_version = "edgegen", 11
+        weights = tuple(f"graphs/{location}" for location in sorted(used))
+        inputs, outputs = specs(model.graph.inputs), specs(model.graph.outputs)
+        variants[variant] = Variant(f"graphs/{file}", weights, inputs, outputs, _state_pairs(model.graph))
+        if variant == "onnxruntime":
+            _declare_default_shape(model.graph)
         (graphs / file).write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
-        weights = tuple(f"graphs/{file}" for file in sorted(used))
-        variants[variant] = Variant(
-            f"graphs/{file}", weights, specs(model.graph.inputs), specs(model.graph.outputs), _state_pairs(model.graph)
-        )
     for opened in files.values():
         opened.close()
     return variants
+
+
+def _declare_default_shape(graph: ir.Graph) -> None:
+    """Say in the file that one position's logits come out: onnxruntime-genai allocates them by that, before it runs.
+
+    It is what the default of `logits_to_keep` gives; onnxruntime itself takes other lengths when they come.
+    """
+    for value in graph.outputs:
+        if value.name == "logits" and value.shape is not None:
+            value.shape = ir.Shape([1, 1, value.shape[2]])
 
 
 class _WeightsFile:

@@ -69,12 +69,12 @@ class DecoderLM:
         session, tokenizer, settings: its parts.
         eos: the tokens that end a text.
         lock: held from a run of the graph until its logits have been looked at.
-        prefill_chunk: feed prompts in pieces of so many tokens (None: whole), which bounds memory and lets a deadline pass.
+        prefill_chunk: feed prompts in pieces of so many tokens (None: whole): bounds memory, and lets a deadline pass between.
         clock_hook: called with "tokenize", "forward", "sample" or "detokenize" and the seconds that it took.
     """
 
     bundle: "Bundle | None" = None
-    prefill_chunk: int | None = None
+    prefill_chunk: int | None = 256
     clock_hook: ClockHook | None = None
 
     def __init__(
