@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from edgegen.errors import ExportError
@@ -115,8 +114,3 @@ def _state_pairs(graph: ir.Graph) -> tuple[StatePair, ...]:
     if missing := {pair.output for pair in pairs} - present:
         raise ExportError(f"the graph has no outputs {sorted(missing)} for its cache; this is a bug in edgegen")
     return pairs
-
-
-def weights_bytes(variant: Variant, directory: Path) -> int:
-    """What one pass over the weights of a variant reads, at most."""
-    return int(np.sum([(directory / path).stat().st_size for path in variant.weights]))
