@@ -182,7 +182,7 @@ class BundleWriter:
 
     def __enter__(self) -> "BundleWriter":
         """Raises InputError where the place is taken, or its parent is no folder."""
-        _check_place(self.path, self._force)
+        check_place(self.path, self._force)
         with _writing(self.path):
             self.directory.mkdir()
         return self
@@ -215,7 +215,7 @@ class BundleWriter:
                 for name in names:
                     _flush(Path(folder, name))
                 _flush(Path(folder))
-            _check_place(self.path, self._force)
+            check_place(self.path, self._force)
             self._move()
             _flush(self.path.parent)
         return self.path
@@ -243,8 +243,11 @@ def pack(bundle: str | os.PathLike[str], tar: str | os.PathLike[str], *, force: 
         ExportError: the disk is full.
     """
     place = Path(os.path.abspath(tar))  # noqa: PTH100
-    if not place.parent.is_dir() or place.is_dir() or (place.exists() and not force):
-        raise InputError(f"cannot write {place}: it exists (use --force to replace a file), or its folder does not")
+    _check_parent(place)
+    if place.is_dir():
+        raise InputError(f"cannot write {place}: it is a folder; name a .tar file")
+    if place.exists() and not force:
+        raise InputError(f"{place} already exists; use --force to replace it, or choose another place")
     partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
     with Bundle.open(bundle) as opened, _writing(place):
         opened.verify_all()
@@ -293,9 +296,14 @@ def _list_files(directory: Path) -> dict[str, FileEntry]:
         folder.close()
 
 
-def _check_place(path: Path, force: bool) -> None:
+def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Raise InputError where a bundle cannot be put at `path`: no folder, or taken (with `force`: by anything but a bundle)."""
+    _check_parent(path)
     if not os.path.lexists(path):
         return
     if not force:

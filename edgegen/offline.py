@@ -102,7 +102,13 @@ def check_offline(
     backend: str = "auto",
     timeout_s: float = 600.0,
 ) -> OfflineReport:
-    """Load `bundle` and generate in a watched process; ORT_DISABLE_TELEMETRY is not given to it: edgegen must set it itself."""
+    """Load `bundle` and generate in a watched process; ORT_DISABLE_TELEMETRY is not given to it: edgegen must set it itself.
+
+    Raises BundleError where there is no bundle to try.
+    """
+    from edgegen.bundle import Bundle  # not above: what the watched process imports, it imports under watch
+
+    Bundle.open(bundle).close()
     arguments = [str(Path(bundle).resolve()), prompt, max_new_tokens, backend]
     return watch("edgegen.offline:generate_once", arguments, timeout_s=timeout_s)
 

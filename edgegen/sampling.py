@@ -124,7 +124,7 @@ def _check(name: str, value: Any, kind: Any, low: float, high: float) -> None:
     # The comparison comes last: NaN is in no range.
     if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
         what = "a whole number" if kind is numbers.Integral else "a number"
-        raise InputError(f"{name} is {value!r}; give {what} from {low:g} to {high:g}")
+        raise InputError(f"{name} is {value!r}; give {what} from {low:.12g} to {high:.12g}")
 
 
 @dataclasses.dataclass(frozen=True)

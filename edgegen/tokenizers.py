@@ -64,6 +64,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; special tokens written out in it count as such. InputError where it cannot be encoded."""
+        if not text.isascii():
+            _check_unicode(text)
         with _as_error(InputError, "this text cannot be tokenized"):
             return list(self._library.encode(text, add_special_tokens=add_special_tokens).ids)
 
@@ -99,6 +101,16 @@ def _decoder_kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
             yield from _decoder_kinds(part)
     else:
         yield str(decoder.get("type"))
+
+
+def _check_unicode(text: str) -> None:
+    """Refuse lone surrogates: so Python holds bytes of an argument or of stdin that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"this text cannot be tokenized: it holds bytes that are not UTF-8, the first as character {error.start + 1}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgegen.errors import OfflineError
+from edgegen.errors import BundleError, OfflineError
 from edgegen.offline import check_offline, deny_sockets, watch
 
 SUSPECTS = """
@@ -147,10 +147,17 @@ def test_a_bundle_generates_offline(tiny_bundle):
     assert report.output
 
 
-def test_a_bundle_that_is_missing_does_not_pass(tmp_path):
-    report = check_offline(tmp_path / "none.bundle")
+def test_a_bundle_that_is_missing_is_refused_before_anything_is_watched(tmp_path):
+    with pytest.raises(BundleError, match=r"none\.bundle"):
+        check_offline(tmp_path / "none.bundle")
+
+
+def test_a_bundle_that_is_damaged_does_not_pass(tiny_bundle):
+    for graph in (tiny_bundle / "graphs").glob("*.onnx"):
+        graph.write_bytes(b"x" * graph.stat().st_size)
+    report = check_offline(tiny_bundle)
     assert not report.passed
-    assert "none.bundle" in report.failure
+    assert "SHA-256" in report.failure
 
 
 def test_sockets_are_denied_inside_and_allowed_after():

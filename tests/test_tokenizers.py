@@ -131,5 +131,5 @@ def test_a_tokenizer_of_absurd_size_is_not_parsed(monkeypatch):
 
 
 def test_text_with_half_a_surrogate_pair_is_an_input_error():
-    with pytest.raises(InputError, match="cannot be tokenized"):
-        tokenizer().encode("\ud800")
+    with pytest.raises(InputError, match="cannot be tokenized: it holds bytes that are not UTF-8, the first as character 4"):
+        tokenizer().encode("the\ud800 cat")

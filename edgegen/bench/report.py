@@ -1,5 +1,6 @@
 """A benchmark's result for people: tables for a terminal. For machines, the result itself is one JSON object."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -10,26 +11,26 @@ _STAGES = ("tokenize", "forward", "sample", "detokenize")
 
 def text_report(result: dict[str, Any]) -> Group:
     """What `bench_text` returned, as a group of tables and notes that rich can print."""
-    return Group(*_head(result), _prompts(result), _cold(result), result["method"])
+    return Group(*_head(result), _speed(result), _stages(result), _cold(result), result["method"])
 
 
 def _head(result: dict[str, Any]) -> list[str]:
     bundle, machine, settings = result["bundle"], result["machine"], result["settings"]
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     threads = settings["threads"] or machine["usable_cores"]
-    return [
+    left_out = ", ".join(map(str, result["left_out_prompt_lengths"]))
+    lines = [
         f"{bundle['name']}, {bundle['precision']}, {_mib(bundle['weights_bytes'])} of weights",
         f"{machine['cpu']}, {machine['usable_cores']} cores, reads {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s",
         f"{settings['backend']}, {threads} threads; {libraries}",
         f"{settings['new_tokens']} new tokens, {settings['warmup']} warm-up, {settings['repeats']} repeats",
     ]
+    return [*lines, f"left out, too long for the context: prompts of {left_out} tokens"] if left_out else lines
 
 
-def _prompts(result: dict[str, Any]) -> Table:
-    table = Table(title="Warm")
-    columns = ("prompt", "first token ms", "token p50 ms", "p90", "p99", "tokens/s", "spread", "limit", "share")
-    for column in (*columns, *(f"{stage} ms" for stage in _STAGES)):
-        table.add_column(column, justify="right")
+def _speed(result: dict[str, Any]) -> Table:
+    columns = ("prompt", "first token ms", "token ms p50", "p90", "p99", "tokens/s", "spread", "limit", "share")
+    table = _table("Warm; limit: tokens/s that the memory bandwidth allows", columns)
     for entry in result["prompts"]:
         gaps, roofline = entry["inter_token"], entry["roofline"]
         table.add_row(
@@ -40,19 +41,31 @@ def _prompts(result: dict[str, Any]) -> Table:
             f"{entry['decode_spread']:.0%}",
             f"{roofline['tokens_per_s']:.0f}",
             f"{roofline['share']:.0%}",
-            *(_ms(entry["stage_s"].get(stage)) for stage in _STAGES),
         )
+    return table
+
+
+def _stages(result: dict[str, Any]) -> Table:
+    table = _table("Where the time of one generation goes", ("prompt", *(f"{stage} ms" for stage in _STAGES)))
+    for entry in result["prompts"]:
+        table.add_row(str(entry["prompt_tokens"]), *(_ms(entry["stage_s"].get(stage)) for stage in _STAGES))
     return table
 
 
 def _cold(result: dict[str, Any]) -> Table:
     cold = result["cold"]
-    table = Table(title=f"Cold, median of {cold['processes']} fresh processes")
-    for column in ("import ms beyond numpy", "load ms", "first generation ms", "peak memory MiB"):
-        table.add_column(column, justify="right")
+    columns = ("import ms beyond numpy", "load ms", "first generation ms", "peak memory MiB")
+    table = _table(f"Cold, median of {cold['processes']} fresh processes", columns)
     peak = cold.get("peak_memory_bytes")
     times = (_ms(cold[key]) for key in ("import_s", "load_s", "first_generation_s"))
     table.add_row(*times, "?" if peak is None else f"{peak / 2**20:.0f}")
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=" " not in column)
     return table
 
 
@@ -61,4 +74,4 @@ def _ms(seconds: float | None) -> str:
 
 
 def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:.0f} MiB"
+    return f"{size_bytes / 2**20:.{0 if size_bytes >= 10 << 20 else 1}f} MiB"

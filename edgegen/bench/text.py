@@ -64,14 +64,15 @@ def bench_text(
         bundle: its path.
         backend: a backend's name, or "auto".
         threads: CPU threads; the default of the backend if None.
-        prompt_lengths: in tokens; those that do not fit the context with the new tokens are left out.
+        prompt_lengths: in tokens; those that do not fit the context with the new tokens are left out, and named.
         new_tokens: to generate; an end-of-text token may end a generation sooner, and the counts say so.
         warmup: generations for each length that are not counted.
         repeats: generations for each length that are.
         clock: monotonic, in seconds.
 
     Returns:
-        One object for JSON: bundle, machine, method, settings, cold, bandwidth, and one entry of `prompts` for each length.
+        One object for JSON: bundle, machine, method, settings, cold, bandwidth, and one entry of `prompts` for each length,
+        and left_out_prompt_lengths.
 
     Raises:
         InputError: an option out of its range, or no length fits. And all that `edgegen.load` raises.
@@ -103,6 +104,7 @@ def bench_text(
         "cold": _cold(str(Path(bundle).resolve()), chosen, threads, first_prompt, new_tokens),
         "read_bandwidth_bytes_per_s": bandwidth,
         "prompts": prompts,
+        "left_out_prompt_lengths": [length for length in prompt_lengths if length not in lengths],
     }
 
 

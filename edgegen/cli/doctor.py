@@ -7,7 +7,7 @@ import click
 from edgegen.cli.options import backend_option, echo_report, json_option
 
 
-@click.command()
+@click.command(short_help="Show what is installed and works.")
 @click.option(
     "--offline",
     "bundle",

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,37 @@ import click
 from edgegen.cli.options import echo_report, json_option
 from edgegen.errors import ExportError
 
+STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order: what a person reads
+    "load": "reading the checkpoint",
+    "original": "measuring the original",
+    "weights": "converting the weights",
+    "quality": "measuring the loss of quality",
+    "reference": "recording reference answers",
+    "capture": "capturing the graph",
+    "lower": "lowering the graph",
+    "write": "writing the bundle",
+    "prove": "proving what was written",
+}
 
-@click.command()
+
+@click.command(short_help="Make a proven bundle of a checkpoint.")
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's directory, to be made.")
 @click.option("--family", help="Family of the model; by default what the source says.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that replaces the source's weights.")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "int8", "int4"]), help="Of the weights.  [default: the recipe's]"
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    help="Of the weights.  [default: the recipe's, else fp32]",
 )
-@click.option("--context-length", type=click.IntRange(min=1), help="Longest context, in tokens.  [default: the model's own]")
-@click.option("--limit", type=click.FloatRange(min=0), help="Largest mean KL divergence that quantization may cost.")
+@click.option(
+    "--context-length", type=click.IntRange(min=1), help="Longest context, in tokens.  [default: the model's own, up to 8192]"
+)
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0),
+    help="Largest mean KL divergence, in nats, that quantization may cost.  [default: by precision]",
+)
 @click.option("--name", help="Name of the bundle.  [default: the source's]")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @json_option
@@ -51,12 +71,26 @@ def _export_function() -> Callable[..., Any]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], None] | None]:
     """Give a callback that draws a bar on stderr, or None where stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    with Progress(*Progress.get_default_columns()[:-1], TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("export", total=1.0)
-        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show(stage: str, fraction: float) -> None:
+            description, completed = place(stage, fraction)
+            bar.update(task, description=description, completed=completed)
+
+        yield show
+
+
+def place(stage: str, fraction: float) -> tuple[str, float]:
+    """Say where an export is: the stage in words, and the share of all stages, each counted alike. Unknown ones by name."""
+    if stage not in STAGES:
+        return stage, fraction
+    index = list(STAGES).index(stage)
+    return f"{index + 1}/{len(STAGES)} {STAGES[stage]}", (index + fraction) / len(STAGES)

@@ -5,10 +5,18 @@ from typing import Any
 
 import click
 
-from edgegen.cli.options import backend_option, bundle_argument, given, json_option, sampling_options, threads_option
+from edgegen.cli.options import (
+    backend_option,
+    bundle_argument,
+    check_folder,
+    given,
+    json_option,
+    sampling_options,
+    threads_option,
+)
 
 
-@click.command()
+@click.command(short_help="Generate text, streamed as it comes.")
 @bundle_argument
 @click.option("--prompt", help="Text to complete as it is, or with --chat one message; '-' reads it from stdin.")
 @click.option("--chat", is_flag=True, help="Use the model's chat template; without --prompt, hold a conversation.")
@@ -21,11 +29,15 @@ from edgegen.cli.options import backend_option, bundle_argument, given, json_opt
 def generate(
     bundle: Path, *, prompt: str | None, chat: bool, system: str | None, output: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Generate text from BUNDLE."""
+    """Generate text from BUNDLE, greedily unless --temperature is given, and print it as it comes."""
     from edgegen.cli import text
     from edgegen.runtime import load
 
     _check_usage(prompt, chat, system, one_result=as_json or output is not None)
+    if options["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs goes with --json")
+    if output is not None:
+        check_folder(output)
     backend, threads = options.pop("backend"), options.pop("threads")
     with load(bundle, backend, threads=threads) as model:
         speaker = model.chat(system=system) if chat else None

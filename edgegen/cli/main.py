@@ -1,9 +1,11 @@
 """The `edgegen` command: a table of commands, each in its own file, and what becomes of an error.
 
 Exit codes: 0; 1 for an EdgegenError (one line on stderr) or a check that failed; 2 for wrong usage; 130 for Ctrl-C. Any other
-exception is a bug of edgegen and keeps its traceback.
+exception is a bug of edgegen and keeps its traceback, but for output that cannot be written: that is one line too (click ends
+quietly where a pipe is closed).
 """
 
+import errno
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +24,8 @@ COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported befo
     "pack": "edgegen.cli.pack:pack",
     "doctor": "edgegen.cli.doctor:doctor",
 }
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class LazyGroup(click.Group):
@@ -46,6 +50,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except EdgegenError as error:
             click.echo(f"edgegen: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in _FULL or error.filename is not None:
+                raise
+            click.echo(f"edgegen: cannot write the output: {error.strerror}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("\nedgegen: stopped", err=True)

@@ -50,8 +50,8 @@ def read_logit_bias(_context: click.Context, _option: click.Parameter, values: t
 def sampling_options(command: F) -> F:
     """Add every option of text generation; those not given stay None, and the library's defaults hold."""
     options = [
-        click.option("--max-new-tokens", type=int, help="Stop after so many tokens."),
-        click.option("--temperature", type=float, help="0 takes the likeliest token each time."),
+        click.option("--max-new-tokens", type=int, help="Stop after so many tokens.  [default: 256]"),
+        click.option("--temperature", type=float, help="0 takes the likeliest token each time.  [default: 0]"),
         click.option("--top-k", type=int, help="Draw among the k likeliest tokens."),
         click.option("--top-p", type=float, help="Draw among the likeliest tokens that sum to this probability."),
         click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest one's probability."),
@@ -76,6 +76,16 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value not in (None, ())
     }
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a place without a folder before long work is done for it.
+
+    Raises:
+        InputError: The folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
 def write_text(path: Path, text: str) -> None:

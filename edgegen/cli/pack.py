@@ -7,7 +7,7 @@ import click
 from edgegen.cli.options import bundle_argument
 
 
-@click.command()
+@click.command(short_help="Pack a bundle into one .tar.")
 @bundle_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .tar to write.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")

@@ -7,7 +7,7 @@ import click
 from edgegen.cli.options import backend_option, bundle_argument, echo_report, json_option
 
 
-@click.command()
+@click.command(short_help="Check the files and replay the proof.")
 @bundle_argument
 @backend_option
 @json_option

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgegen.bundle import check_place
 from edgegen.errors import ExportError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def export(
         raise UnknownNameError("precision", precision, PRECISIONS)
     if limit is not None and not limit >= 0:
         raise InputError(f"limit is {limit}; it is a mean KL in nats, 0 or more")
+    check_place(Path(output).absolute(), force)  # again when it is written; here before anything slow
     try:
         from edgegen.export.families import FAMILIES
         from edgegen.export.families.decoder_lm import Request

@@ -26,7 +26,7 @@ class ExportReport:
         """For people."""
         return [
             f"{self.path}: {self.precision}, {self.quantized} of {self.matrices} matrices quantized, "
-            f"{self.size_bytes / 1e6:.0f} MB",
+            f"{self.size_bytes / 1e6:.1f} MB",
             *(line for fidelity in self.fidelity for line in fidelity.lines()),
             *quality_lines(self.quality),
         ]

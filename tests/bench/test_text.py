@@ -67,6 +67,7 @@ def pipeline(monkeypatch):
 
 def test_every_length_is_measured_and_the_result_is_json(pipeline):
     result = json.loads(json.dumps(bench_text("x.bundle", prompt_lengths=(8, 16, 600), new_tokens=4, repeats=2)))
+    assert result["left_out_prompt_lengths"] == [600]
     assert [entry["prompt_tokens"] for entry in result["prompts"]] == [8, 16]  # 600 does not fit in a context of 64
     for entry in result["prompts"]:
         assert entry["new_tokens"] == 4
@@ -96,11 +97,20 @@ def test_what_cannot_be_measured_is_refused(pipeline, wrong):
 
 
 def test_the_report_shows_every_length(pipeline):
-    console = Console(width=200, file=io.StringIO())
-    console.print(text_report(bench_text("x.bundle", prompt_lengths=(8, 16), new_tokens=4, repeats=1)))
+    console = Console(width=80, file=io.StringIO())  # a pipe, and many a terminal
+    console.print(text_report(bench_text("x.bundle", prompt_lengths=(8, 16, 600), new_tokens=4, repeats=1)))
     text = console.file.getvalue()
-    for word in ("first token ms", "tokens/s", "share", "sample ms", "Cold", "GB/s"):
+    for word in (
+        "first",
+        "tokens/s",
+        "share",
+        "sample ms",
+        "Cold",
+        "GB/s",
+        "left out, too long for the context: prompts of 600",
+    ):
         assert word in text
+    assert "…" not in text  # nothing is cut off
 
 
 def test_state_bytes_count_both_dtypes():

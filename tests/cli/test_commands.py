@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -9,16 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import make_bundle
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from command_line import run
 
 import edgegen.runtime
+from edgegen.cli.export import STAGES, place
 from edgegen.cli.main import COMMANDS, main
 from edgegen.errors import BundleError, InputError
-
-
-def run(*arguments: str, stdin: str = "") -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
 
 
 @dataclasses.dataclass
@@ -123,6 +121,11 @@ def test_wrong_usage_exits_with_2() -> None:
         assert run(*arguments).exit_code == 2
 
 
+def test_python_runs_the_package_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "edgegen", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: edgegen ")
+
+
 def test_an_answer_is_streamed(model: FakeModel) -> None:
     result = run("generate", "b.bundle", "--prompt", "you")
     assert (result.exit_code, result.stdout) == (0, "Hello, you.\n")
@@ -144,7 +147,6 @@ def test_every_sampling_option_reaches_the_library(model: FakeModel) -> None:
         "presence_penalty": 0.2,
         "frequency_penalty": 0.3,
         "seed": 0,
-        "logprobs": 2,
     }
     flags = [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), str(value))]
     more = [
@@ -179,9 +181,10 @@ def test_a_prompt_of_a_dash_is_stdin(model: FakeModel) -> None:
 
 
 def test_json_prints_one_object_and_streams_nothing(model: FakeModel) -> None:
-    result = run("generate", "b", "--prompt", "x", "--json")
+    result = run("generate", "b", "--prompt", "x", "--json", "--logprobs", "2")
     assert json.loads(result.stdout) == {"text": "whole x é", "token_ids": [1, 2], "finish_reason": "stop"}
     assert result.stdout.count("\n") == 1
+    assert model.calls[1] == ("generate", "x", {"logprobs": 2})
 
 
 def test_text_goes_to_a_file_whole(model: FakeModel, tmp_path: Path) -> None:
@@ -189,7 +192,9 @@ def test_text_goes_to_a_file_whole(model: FakeModel, tmp_path: Path) -> None:
     result = run("generate", "b", "--prompt", "x", "-o", str(file))
     assert (result.exit_code, result.stdout, file.read_text(encoding="utf-8")) == (0, "", "whole x é")
     assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+    calls = len(model.calls)
     assert run("generate", "b", "--prompt", "x", "-o", str(tmp_path / "no" / "out.txt")).exit_code == 1
+    assert len(model.calls) == calls  # found before the model is loaded
 
 
 def test_chat_with_a_prompt_is_one_turn(model: FakeModel) -> None:
@@ -206,7 +211,10 @@ def test_chat_without_a_prompt_is_a_conversation(model: FakeModel) -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--chat", "--json"], ["--chat", "-o", "f"], ["--prompt", "x", "--system", "s"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--chat", "--json"], ["--chat", "-o", "f"], ["--prompt", "x", "--system", "s"], ["--prompt", "x", "--logprobs", "2"]],
+)
 def test_options_that_do_not_go_together_are_wrong_usage(model: FakeModel, arguments: list[str]) -> None:
     assert run("generate", "b", *arguments).exit_code == 2
     assert model.calls == []
@@ -221,6 +229,26 @@ def test_an_error_of_ours_is_one_line_and_1(model: FakeModel) -> None:
     result = run("generate", "b", "--prompt", "fail")
     assert (result.exit_code, result.stderr) == (1, "edgegen: it broke in two lines\n")
     assert model.cancelled == 1
+
+
+def test_output_that_cannot_be_written_is_one_line(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, prompt: str, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FakeModel, "stream", full)
+    result = run("generate", "b", "--prompt", "x")
+    assert (result.exit_code, result.stderr) == (1, "edgegen: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["--prompt", "-"], ["--chat"]])
+def test_a_closed_stdin_and_one_that_is_no_text_are_one_line(
+    model: FakeModel, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    not_text = CliRunner().invoke(main, ["generate", "b", *arguments], input=b"ab\xff\xfe\n")
+    assert (not_text.exit_code, not_text.stderr) == (1, "edgegen: stdin is not text in utf-8: invalid start byte at byte 2\n")
+    monkeypatch.setattr("edgegen.cli.text.sys", types.SimpleNamespace(stdin=None))
+    closed = run("generate", "b", *arguments)
+    assert (closed.exit_code, closed.stderr) == (1, "edgegen: stdin is closed; give the text with --prompt\n")
 
 
 def test_any_other_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +316,14 @@ def test_export_hands_everything_over(exported: list[Any]) -> None:
     ]
 
 
+def test_the_stages_of_an_export_are_words_and_only_go_forward() -> None:
+    assert place("load", 0.0) == ("1/9 reading the checkpoint", 0.0)
+    assert place("prove", 1.0) == ("9/9 proving what was written", 1.0)
+    shares = [place(stage, fraction)[1] for stage in STAGES for fraction in (0.0, 0.5)]
+    assert shares == sorted(shares)
+    assert place("a family's own", 0.5) == ("a family's own", 0.5)
+
+
 def test_export_without_its_libraries_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", _without_torch(__import__("importlib").import_module))
     result = run("export", "src", "-o", "out")
@@ -337,56 +373,3 @@ def test_an_input_error_of_the_library_is_one_line(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(edgegen.runtime, "load", load)
     assert run("generate", "b", "--prompt", "x").stderr == "edgegen: temperature is -1; give 0 or more\n"
-
-
-def test_inspect_shows_graphs_sizes_source_and_settings(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "tiny.bundle")
-    text = run("inspect", str(bundle)).stdout
-    for part in (
-        "tiny: decoder_lm, fp32",
-        "licence CC0-1.0",
-        "graph decoder: ",
-        "  onnxruntime: ",
-        "in  attention_mask int64[batch, total]",
-    ):
-        assert part in text
-    assert "past_key_values" not in text  # state: counted, not listed
-    described = json.loads(run("inspect", str(bundle), "--json").stdout)
-    assert described["size_bytes"] == sum(file["size_bytes"] for file in described["files"].values())
-    assert described["graphs"]["decoder"]["variants"].keys() == {"canonical", "onnxruntime"}
-
-
-def test_inspect_reads_a_packed_bundle_too(tmp_path: Path) -> None:
-    bundle, tar = make_bundle(tmp_path / "tiny.bundle"), tmp_path / "tiny.bundle.tar"
-    assert run("pack", str(bundle), "-o", str(tar)).exit_code == 0
-    assert run("inspect", str(tar)).stdout == run("inspect", str(bundle)).stdout
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    import edgegen.bench.report
-    import edgegen.bench.text
-
-    calls: list[Any] = []
-
-    def bench_text(bundle: Path, **options: Any) -> dict[str, Any]:
-        calls.append((bundle, options))
-        return {"tokens_per_s": np.float32(7)}
-
-    monkeypatch.setattr(edgegen.bench.text, "bench_text", bench_text)
-    monkeypatch.setattr(edgegen.bench.report, "text_report", lambda result: f"{result['tokens_per_s']} tokens/s")
-    return calls
-
-
-def test_bench_prints_a_table_for_each_bundle(measured: list[Any]) -> None:
-    result = run("bench", "a", "b", "--prompt-length", "8", "--prompt-length", "9", "--new-tokens", "4", "--threads", "2")
-    assert result.stdout == "7.0 tokens/s\n7.0 tokens/s\n"
-    expected = {"prompt_lengths": (8, 9), "new_tokens": 4, "warmup": 1, "repeats": 5, "backend": "auto", "threads": 2}
-    assert measured == [(Path("a"), expected), (Path("b"), expected)]
-
-
-def test_bench_writes_json_to_a_file_or_to_stdout(measured: list[Any], tmp_path: Path) -> None:
-    expected = {"results": [{"tokens_per_s": 7.0}]}
-    assert json.loads(run("bench", "a", "--json", "-").stdout) == expected
-    assert run("bench", "a", "--json", str(tmp_path / "r.json")).stdout == "7.0 tokens/s\n"
-    assert json.loads((tmp_path / "r.json").read_text()) == expected

@@ -7,12 +7,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import numpy as np
-from tiny_models import make_tiny
+import transformers
+from tiny_models import make_tiny, make_tiny_gguf
 
 from edgegen.bundle import Bundle, BundleWriter
+from edgegen.cli.export import STAGES
 from edgegen.errors import CaptureError, EdgegenError, ExportError, InputError, ProofError, UnknownNameError
 from edgegen.export import export
 from edgegen.export.families import decoder_lm
+from edgegen.export.sources.base import quiet
 from edgegen.proof import verify_bundle
 
 ANY_QUALITY = 50.0
@@ -36,6 +39,32 @@ def test_the_same_checkpoint_gives_the_same_bytes(exported, tmp_path):
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_an_export_tells_its_stages_and_nothing_else(tmp_path, capfd):
+    stages = []
+    source = make_tiny_gguf(tmp_path / "tiny.gguf")
+    output = tmp_path / "x.bundle"
+    capfd.readouterr()
+    export(str(source), output, precision="int4", limit=ANY_QUALITY, progress=lambda stage, _: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == list(STAGES)  # each has its words on the command line
+    assert capfd.readouterr() == ("", "")  # no bar or hint of any library
+
+
+def test_transformers_is_silent_while_it_is_used_and_loud_again_after(capfd):
+    log = transformers.utils.logging
+    before = log.get_verbosity(), log.is_progress_bar_enabled()
+    with quiet():
+        log.get_logger("transformers.modeling_utils").warning("We strongly recommend something.")
+    assert capfd.readouterr().err == ""
+    assert (log.get_verbosity(), log.is_progress_bar_enabled()) == before
+
+
+def test_a_place_that_is_taken_is_refused_before_the_source_is_opened(tmp_path):
+    with pytest.raises(InputError, match="already exists; use --force"):
+        export(str(tmp_path / "no source"), tmp_path)
+    with pytest.raises(InputError, match=r"the folder .* does not exist"):
+        export(str(tmp_path / "no source"), tmp_path / "none" / "x.bundle")
 
 
 def test_weights_that_lost_too_much_are_not_published(llama, tmp_path):

@@ -24,6 +24,7 @@ from edgegen.export.exact import exact_fidelity
 from edgegen.export.genai import genai_config
 from edgegen.export.report import ExportReport, Progress
 from edgegen.export.sources import Checkpoint
+from edgegen.export.sources.base import quiet
 from edgegen.export.texts import PROSE
 from edgegen.export.weights import WeightTable, convert
 from edgegen.export.write import write_variants
@@ -61,7 +62,7 @@ def export(request: Request, progress: Progress) -> ExportReport:
     """
     checkpoint = request.checkpoint
     context = _context_length(checkpoint.config, request.context_length)
-    with BundleWriter(request.output, force=request.force) as writer:
+    with quiet(), BundleWriter(request.output, force=request.force) as writer:
         progress("load", 0.0)
         model = checkpoint.load()
         require_attention(model)

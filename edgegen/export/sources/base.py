@@ -80,16 +80,28 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Run transformers without its progress bars and hints, and turn what it raises on a bad file into one SourceError line."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
+def quiet() -> Iterator[None]:
+    """Run transformers without its progress bars and hints: what matters is told by edgegen, in an error or the report."""
     from transformers.utils import logging as library_logging
 
     log: Any = library_logging  # its functions are not typed
     bars, verbosity = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()
     log.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Run transformers quietly, and turn what it raises on a bad file into one SourceError line."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     # These libraries check a file's content as they use it: any of these may only mean that the content is wrong.
     wrong_content = (
         OSError,
@@ -104,14 +116,11 @@ def reading(path: Path) -> Iterator[None]:
         StrictDataclassError,
     )
     try:
-        yield
+        with quiet():
+            yield
     except wrong_content as error:
         first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SourceError(f"cannot read {path}: {first_line[:300]}") from error
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
 
 
 def check_loading(path: Path, info: Mapping[str, Any]) -> None:

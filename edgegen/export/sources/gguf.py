@@ -5,7 +5,8 @@ What it is known to leave out (scaled rope, some sizes) is checked here, so that
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def _load(path: Path, config: Any) -> "torch.nn.Module":
     import torch
     from transformers import AutoModelForCausalLM
 
-    with reading(path):
+    with reading(path), _without_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -117,6 +118,23 @@ def _load(path: Path, config: Any) -> "torch.nn.Module":
     check_loading(path, info)
     module: torch.nn.Module = model.eval()
     return module
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Hide the one bar of transformers that its own switch does not reach: it takes tqdm's class as it is."""
+    from transformers import modeling_gguf_pytorch_utils
+
+    module: Any = modeling_gguf_pytorch_utils
+    bar = getattr(module, "tqdm", None)
+    if bar is None:  # then it has become one of those with a switch
+        yield
+        return
+    module.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 def _token_id(metadata: Mapping[str, Any], name: str) -> int | None:
