@@ -140,11 +140,12 @@ def replay(session: "Session", reference: Reference, variant: str, arithmetic: s
     fixed = len(reference.prompt) + len(reference.forced) + len(reference.second)
     total = fixed + len(reference.greedy)
     with KVCache(session, total, total) as kv:
-        logits, ties = _Worst(), 0
+        logits, ties, wrong = _Worst(), 0, None
         for start, got in _fixed_positions(kv, reference):
             errors = _logit_errors(got, reference, start)
             logits.see(errors, lambda i, at=start: _position_name(reference, at + i), tolerance.logits)  # type: ignore[misc]
-            ties += int(np.count_nonzero(_flipped(got, reference, start)))
+            tied, far = _flips(got, reference, start, tolerance.logits)
+            ties, wrong = ties + tied, wrong or far
         cache = _cache_errors(kv, reference, tolerance.cache)
         match, greedy_failure, greedy_ties = _greedy(kv, reference, tolerance.logits, logits)
     drift = f"logits differ by {logits.mean:.1e} on average, allowed {tolerance.mean:g}"
@@ -161,17 +162,19 @@ def replay(session: "Session", reference: Reference, variant: str, arithmetic: s
         greedy_match=match,
         greedy_length=len(reference.greedy),
         tolerance=tolerance,
-        failure=cache.first or logits.first or drifted or greedy_failure,
+        failure=cache.first or logits.first or wrong or drifted or greedy_failure,
     )
 
 
 def _fixed_positions(kv: KVCache, reference: Reference) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Prefill, teacher-forced steps, second prefill: (first position, logits [token, vocab])."""
     position = 0
-    steps = [reference.prompt, *reference.forced.reshape(-1, 1), reference.second]
-    for ids in steps:
-        yield position, kv.append_all(ids.tolist())
-        position += len(ids)
+    yield position, kv.append_all(reference.prompt.tolist())
+    position += len(reference.prompt)
+    for token in reference.forced.tolist():
+        yield position, kv.append([token])[None]  # the very path of generation
+        position += 1
+    yield position, kv.append_all(reference.second.tolist())
 
 
 def _position_name(reference: Reference, position: int) -> str:
@@ -200,12 +203,22 @@ def logsumexp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-def _flipped(got: NDArray[np.float32], reference: Reference, start: int) -> NDArray[np.bool_]:
-    """Positions whose best token is another one than PyTorch's."""
+def _flips(got: NDArray[np.float32], reference: Reference, start: int, tolerance: float) -> tuple[int, str | None]:
+    """Positions whose best token is another one than PyTorch's: how many are ties, and the first that is not."""
     rows = slice(start, start + len(got))
     best = np.take_along_axis(reference.columns[rows], reference.logits[rows].argmax(axis=1)[:, None], axis=1)[:, 0]
-    flipped: NDArray[np.bool_] = got.argmax(axis=1) != best
-    return flipped
+    found = got.argmax(axis=1)
+    flipped = np.flatnonzero(found != best)
+    far = [int(i) for i in flipped if not _is_tie(reference, start + int(i), tolerance)]
+    wrong = (
+        f"{_position_name(reference, start + far[0])}: the best token is {found[far[0]]}, not {best[far[0]]}" if far else None
+    )
+    return len(flipped) - len(far), wrong
+
+
+def _is_tie(reference: Reference, row: int, tolerance: float) -> bool:
+    """Whether the best two logits are so close that errors within the tolerance may exchange them: each may move by it."""
+    return float(reference.gap[row]) <= 2 * tolerance * float(np.abs(reference.logits[row]).max())
 
 
 def _cache_errors(kv: KVCache, reference: Reference, tolerance: float) -> _Worst:
@@ -230,11 +243,10 @@ def _greedy(kv: KVCache, reference: Reference, tolerance: float, worst: _Worst) 
     # The logits of the last fixed position chose greedy[0]; each generated token's logits choose the next one.
     for step, token in enumerate(reference.greedy[:-1]):
         row = start + step
-        got = kv.append_all([int(token)])
+        got = kv.append([int(token)])[None]
         worst.see(_logit_errors(got, reference, row), lambda _, at=row: _position_name(reference, at), tolerance)  # type: ignore[misc]
         if int(got[0].argmax()) != int(reference.greedy[step + 1]):
-            scale = float(np.abs(reference.logits[row]).max())
-            if float(reference.gap[row]) <= 2 * tolerance * scale:
+            if _is_tie(reference, row, tolerance):
                 return step + 1, None, 1
             return (
                 step + 1,
@@ -356,6 +368,6 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float32": Tolerance(1e-3, 2e-4, 1e-3, "float32 sums in another order, through all layers"),
     "float16": Tolerance(3e-2, 5e-3, 3e-2, "activations rounded to 11 bits after every operator, through all layers"),
     "int8-activations": Tolerance(
-        0.2, 0.05, 0.15, "the integer kernels round activations to 8 bits, in blocks of 32, before every product"
+        0.15, 0.04, 0.12, "the integer kernels round activations to 8 bits, in blocks of 32, before every product"
     ),
 }
