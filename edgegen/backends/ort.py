@@ -252,6 +252,8 @@ def _create(
     path: str,
 ) -> tuple[Any, Sequence[Any]]:
     """A session, and the values that it reads where they are: they must live as long as it does."""
+    if not hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"):
+        raise BackendError(f"onnxruntime {ort.__version__} cannot take weights from memory; install 1.24 or newer")
     present = ort.get_available_providers()
     if provider not in present:
         raise BackendError(f"onnxruntime has no {provider} here; it has {', '.join(present)}")

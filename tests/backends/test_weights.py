@@ -6,6 +6,8 @@ import mmap
 import numpy as np
 import pytest
 
+from edgegen.backends import open_session
+from edgegen.bundle import Bundle
 from edgegen.errors import BackendError
 from edgegen.manifest import Variant
 from edgegen.onnx_walk import ExternalTensor
@@ -146,3 +148,14 @@ def test_a_graph_that_onnxruntime_refuses_is_refused_in_one_line(session):
     with pytest.raises(BackendError, match=r"refuses graphs/sum\.onnx") as caught:
         session(data, tensor, bytes(ROWS * 16))
     assert "\n" not in str(caught.value)
+
+
+def test_an_onnxruntime_that_is_too_old_is_named_with_its_cure(monkeypatch, tiny_bundle):
+    from edgegen.backends import ort as backend
+
+    class Old:
+        """The session options of onnxruntime 1.23."""
+
+    monkeypatch.setattr(backend.ort, "SessionOptions", Old)
+    with Bundle.open(tiny_bundle) as bundle, pytest.raises(BackendError, match=r"onnxruntime .* install 1\.24 or newer"):
+        open_session("onnxruntime", bundle, "decoder")
