@@ -1,14 +1,17 @@
 """The `edgegen` command: a table of commands, each in its own file, and what becomes of an error.
 
-Exit codes: 0; 1 for an EdgegenError (one line on stderr) or a check that failed; 2 for wrong usage; 130 for Ctrl-C. Any other
-exception is a bug of edgegen and keeps its traceback, but for output that cannot be written: that is one line too (click ends
-quietly where a pipe is closed).
+Exit codes: 0; 1 for an EdgegenError (one line on stderr) or a check that failed; 2 for wrong usage; 130 for Ctrl-C, 143 for
+SIGTERM: both clean up behind them. Any other exception is a bug of edgegen and keeps its traceback, but for output that cannot
+be written: that is one line too (click ends quietly where a pipe is closed).
 """
 
 import errno
 import importlib
+import signal
+import threading
 from collections.abc import Mapping
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -65,3 +68,10 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="edgegen")
 def main() -> None:
     """Generative models from PyTorch onto devices without a network."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave as an exception does: what was half made is removed on the way."""
+    raise SystemExit(128 + number)

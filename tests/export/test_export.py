@@ -218,3 +218,32 @@ def test_a_learned_position_beyond_the_table_is_refused_before_anything_runs(exp
 
     with edgegen.load(exported("gpt2", "fp32")[1]) as model, pytest.raises(ContextFullError, match="256"):
         model.generate("a " * 600)
+
+
+def test_a_rope_that_changes_with_the_length_is_exported_up_to_where_it_changes(tmp_path):
+    from tiny_models import tiny_config, tokenizer_files
+    from transformers import AutoModelForCausalLM
+
+    import edgegen
+
+    config = tiny_config("phi3")
+    half = config.hidden_size // config.num_attention_heads // 2
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0 + 0.1 * i for i in range(half)],
+        "long_factor": [4.0 + 0.2 * i for i in range(half)],
+        "original_max_position_embeddings": 200,
+    }
+    config.original_max_position_embeddings = 200
+    torch.manual_seed(0)
+    directory = tmp_path / "longrope"
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    for name, content in tokenizer_files().items():
+        (directory / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ExportError, match="16 to 200"):
+        export(str(directory), tmp_path / "x.bundle", context_length=256)
+    export(str(directory), tmp_path / "x.bundle")
+    with edgegen.load(tmp_path / "x.bundle") as model:
+        assert model.settings.context_length == 200

@@ -5,6 +5,7 @@ write, and replay the proof on what was written (fidelity). Only then is the bun
 """
 
 import gc
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -91,12 +92,19 @@ def export(request: Request, progress: Progress) -> ExportReport:
 
 
 def _context_length(config: Any, wanted: int | None) -> int:
-    longest = int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
+    longest = min(int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT), _one_table(config))
     if wanted is None:
         return min(longest, DEFAULT_CONTEXT)
     if not 16 <= wanted <= longest:
         raise ExportError(f"--context-length {wanted}: this model has positions for 16 to {longest} tokens")
     return wanted
+
+
+def _one_table(config: Any) -> int:
+    """How many positions one rotary table serves: some models change theirs when a text grows beyond the original length."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return int(original) if rope.get("rope_type") in ("longrope", "dynamic") and original else sys.maxsize
 
 
 def _text_tokens(checkpoint: Checkpoint, context: int) -> list[int]:
