@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,11 @@ def loaded_after(code: str, *, warnings: str = "error") -> set[str]:
     """Run `code` in a fresh interpreter; the top-level modules that it loaded."""
     code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    done = subprocess.run(
-        [sys.executable, "-W", warnings, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
-    )
+    command = [sys.executable, "-W", warnings, "-c", code]
+    # onnxruntime without that variable writes below the home directory as soon as it is imported.
+    with tempfile.TemporaryDirectory() as home:
+        environment |= {"HOME": home, "XDG_CACHE_HOME": home}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
 
