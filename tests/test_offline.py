@@ -43,7 +43,9 @@ def raises():
 def session(model, forget):
     import edgegen
     if forget:
-        del os.environ["ORT_DISABLE_TELEMETRY"]
+        # onnxruntime keeps still on build servers too, which it knows by these: here it must show itself everywhere.
+        for name in ("ORT_DISABLE_TELEMETRY", "CI", "TF_BUILD", "GITHUB_ACTIONS", "TRAVIS", "JENKINS_URL"):
+            os.environ.pop(name, None)
     import base64, time, onnxruntime
     session = onnxruntime.InferenceSession(base64.b64decode(model), providers=["CPUExecutionProvider"])
     time.sleep(0.5)  # telemetry works in a thread of its own
