@@ -67,7 +67,7 @@ class KVCache:
         start, end = len(self.tokens), len(self.tokens) + len(tokens)
         if end > self._state.capacity:
             self._grow(end)
-        feed = {**self._feed(tokens, start, end), **extra}
+        feed = self._feed(tokens, start, end) | extra
         logits: Tensor = self._session.run(feed, state=self._state, outputs=_OUTPUTS)["logits"][0]
         self.tokens += tokens
         return logits
@@ -95,7 +95,7 @@ class KVCache:
         mask[0, self._masked : start + 1] = 1
         mask[0, start + 1 : self._masked] = 0
         self._masked = start + 1
-        return dict(self._one)
+        return self._one
 
     def rewind(self, length: int) -> None:
         """Forget everything behind the first `length` tokens."""

@@ -84,7 +84,7 @@ class _Step(torch.nn.Module):
         past: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         self._positions.ids, self._start, self._masks = position_ids, write_indices, {}
-        self._positions.attended.clear()
+        self._positions.windows.clear()
         layers: list[Any] = [_ScatterLayer(past[i], past[i + 1], write_indices) for i in range(0, len(past), 2)]
         logits = self.model(
             input_ids=input_ids,
@@ -109,10 +109,10 @@ class _Step(torch.nn.Module):
         self, module: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: object, **options: Any
     ) -> tuple[torch.Tensor, None]:
         """q: [batch, heads, sequence, head_dim]; k, v: [batch, kv_heads, cache, head_dim]."""
-        name = next((n for n, m in self.model.named_modules() if m is module), type(module).__name__)
         window = options.get("sliding_window")
-        self._positions.attended.append((name, window))
+        self._positions.windows.append(window)
         if options.get("s_aux") is not None:
+            name = next((n for n, m in self.model.named_modules() if m is module), "an attention layer")
             raise CaptureError(
                 f"{name} ({type(module).__name__}) uses attention sinks, which the ONNX Attention operator has not"
             )
@@ -196,8 +196,9 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
         except Exception as error:  # the exporter has no error class of its own for what a model may contain
             raise capture_error(model, error) from error
     assert program is not None
-    windows = tuple(window for _, window in positions.attended)
-    return Captured(program.model, windows, (layers, heads, dim), config.num_attention_heads, int(config.vocab_size))
+    return Captured(
+        program.model, tuple(positions.windows), (layers, heads, dim), config.num_attention_heads, int(config.vocab_size)
+    )
 
 
 def _example(heads: int, dim: int, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -24,13 +24,13 @@ _SAME = 1e-5
 class Positions:
     """What the step that is being captured shares with functions too deep to be handed it.
 
-    Kept outside of any module: `torch.export` restores what a forward assigns to one. `ids` are the position ids, `attended`
-    the attention layers in the order in which they ran, each with its window.
+    Kept outside of any module: `torch.export` restores what a forward assigns to one. `ids` are the position ids, `windows`
+    those of the attention layers, in the order in which they ran.
     """
 
     def __init__(self) -> None:
         self.ids: torch.Tensor | None = None
-        self.attended: list[tuple[str, int | None]] = []
+        self.windows: list[int | None] = []
 
 
 @contextlib.contextmanager

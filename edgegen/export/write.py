@@ -22,14 +22,15 @@ def write_variants(models: Mapping[str, ir.Model], name: str, directory: Path) -
     """
     graphs = directory / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
+    digests = {variant: {str(v.name): _digest(v) for v in _large(model)} for variant, model in models.items()}
     readers: dict[str, set[str]] = {}
-    for variant, model in models.items():
-        for value in _large(model):
-            readers.setdefault(_digest(value), set()).add(variant)
+    for variant, found in digests.items():
+        for digest in found.values():
+            readers.setdefault(digest, set()).add(variant)
     files: dict[str, _WeightsFile] = {}
     variants = {}
     for variant, model in models.items():
-        used = _move_out(model, variant, name, readers, files, graphs)
+        used = _move_out(model, variant, name, digests[variant], readers, files, graphs)
         file = f"{name}.onnx" if variant == "canonical" else f"{name}.{variant}.onnx"
         model.producer_name, model.ir_version = "edgegen", 11
         weights = tuple(f"graphs/{location}" for location in sorted(used))
@@ -84,11 +85,17 @@ def _digest(value: ir.Value) -> str:
 
 
 def _move_out(
-    model: ir.Model, variant: str, name: str, readers: Mapping[str, set[str]], files: dict[str, _WeightsFile], directory: Path
+    model: ir.Model,
+    variant: str,
+    name: str,
+    digests: Mapping[str, str],
+    readers: Mapping[str, set[str]],
+    files: dict[str, _WeightsFile],
+    directory: Path,
 ) -> set[str]:
     used = set()
     for value in _large(model):
-        tensor, digest = value.const_value, _digest(value)
+        tensor, digest = value.const_value, digests[str(value.name)]
         assert tensor is not None
         location = f"{name}.weights" if len(readers[digest]) > 1 else f"{name}.{variant}.weights"
         if location not in files:
