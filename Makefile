@@ -44,7 +44,7 @@ bench: $(BUNDLE)/manifest.json
 	$(EDGEGEN) bench $(BUNDLE) --json $(FIGURES)
 
 # torch first and alone: its index must not be asked for anything else.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard edgegen/native/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(INSTALL) -e ".[cpu,export]"

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgegen.backends.base import State
+from edgegen.backends.kernels import Kernels, kernels, rename
 from edgegen.backends.memory import Content, give_back, pages_let_go
 from edgegen.backends.ort_binding import Binding
 from edgegen.backends.threads import default_threads
@@ -38,7 +39,8 @@ _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's other name
 class OrtSession:
     """One graph variant in ONNX Runtime, from memory: see `edgegen.backends.base.Session` for the contract.
 
-    An input with a default in the graph may be left out, which is also faster. `threads` is what the session runs with.
+    An input with a default in the graph may be left out, which is also faster. `threads` is what the session runs with,
+    `kernels` whose: the instruction set of edgegen's own, or "" where all are onnxruntime's.
     """
 
     backend = "onnxruntime"
@@ -85,8 +87,9 @@ class OrtSession:
         self._lock = threading.Lock()
         self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
         options = functools.partial(_options, self.threads, config or {}, stateful=bool(variant.state))
+        create = functools.partial(_create, weights, external, folder, provider, variant.path)
         self._native: Any
-        self._native, self._shared = _create(model, weights, external, folder, options, provider, variant.path)
+        self._native, self._shared, self.kernels = _with_kernels(create, model, options, variant, provider)
         self._optional = _check_signature(self._native, variant)
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._required = self._fed.keys() - self._optional
@@ -230,8 +233,10 @@ def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
     return raw[start : start + size_bytes].view(spec.dtype).reshape(shape)
 
 
-def _options(threads: int, config: Mapping[str, str], *, stateful: bool) -> Any:
+def _options(threads: int, config: Mapping[str, str], *, stateful: bool, kernels: Kernels | None = None) -> Any:
     options = ort.SessionOptions()
+    if kernels is not None:
+        options.register_custom_ops_library(str(kernels.path))
     options.log_severity_level = _ONLY_ERRORS
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -242,14 +247,34 @@ def _options(threads: int, config: Mapping[str, str], *, stateful: bool) -> Any:
     return options
 
 
-def _create(
+def _with_kernels(
+    create: Callable[[bytes, Callable[[], Any]], tuple[Any, Sequence[Any]]],
     model: bytes,
+    options: Callable[..., Any],
+    variant: Variant,
+    provider: str,
+) -> tuple[Any, Sequence[Any], str]:
+    """A session with edgegen's kernels where they can take a node of the graph, else as the graph is; and whose they are."""
+    own = kernels() if provider == _CPU else None
+    if own is not None:
+        last_axes = {spec.name: spec.axes[-1] for spec in variant.inputs if spec.dtype == "float32" and spec.axes}
+        renamed, count = rename(model, {name: size for name, size in last_axes.items() if isinstance(size, int)})
+        if count:
+            try:
+                return *create(renamed, functools.partial(options, kernels=own)), own.instructions
+            except BackendError as error:
+                _log.info("%s runs without edgegen's kernels: %s", variant.path, error)
+    return *create(model, options), ""
+
+
+def _create(
     weights: Mapping[str, Content],
     external: Sequence[ExternalTensor],
     folder: Path | None,
-    options: Callable[[], Any],
     provider: str,
     path: str,
+    model: bytes,
+    options: Callable[[], Any],
 ) -> tuple[Any, Sequence[Any]]:
     """A session, and the values that it reads where they are: they must live as long as it does."""
     if not hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"):

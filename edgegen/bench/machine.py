@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgegen.backends.kernels import kernels
 from edgegen.backends.threads import default_threads
 
 _SYSTEM = Path("/sys/devices/system/cpu")
@@ -41,6 +42,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "libraries": _versions(),
+        "own_kernels": own.instructions if (own := kernels()) else None,
     }
 
 

@@ -18,11 +18,12 @@ def _head(result: dict[str, Any]) -> list[str]:
     bundle, machine, settings = result["bundle"], result["machine"], result["settings"]
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     threads = settings["threads"] or machine["usable_cores"]
+    own = f" (edgegen's kernels for {machine['own_kernels']})" if machine["own_kernels"] else ""
     left_out = ", ".join(map(str, result["left_out_prompt_lengths"]))
     lines = [
         f"{bundle['name']}, {bundle['precision']}, {_mib(bundle['weights_bytes'])} of weights",
         f"{machine['cpu']}, {machine['usable_cores']} cores, reads {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s",
-        f"{settings['backend']}, {threads} threads; {libraries}",
+        f"{settings['backend']}{own}, {threads} threads; {libraries}",
         f"{settings['new_tokens']} new tokens, {settings['warmup']} warm-up, {settings['repeats']} repeats",
     ]
     return [*lines, f"left out, too long for the context: prompts of {left_out} tokens"] if left_out else lines

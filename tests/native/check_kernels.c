@@ -1,0 +1,108 @@
+// Holds one build of the kernels (-DKERNELS=...) to plain loops in double precision: for machines that onnxruntime is not on.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../edgegen/native/kernels.h"
+
+static uint32_t seed = 1;
+static float noise(void) {
+  seed = seed * 1664525u + 1013904223u;
+  return (float)(seed >> 8) / (1 << 23) - 1;
+}
+
+static uint16_t half_power(int exponent) { return (uint16_t)((exponent + 15) << 10); }
+
+static double check_matmul(int rows, int blocks, int tokens) {
+  const int tiles = (rows + TILE - 1) / TILE, inputs = blocks * BLOCK;
+  uint8_t *weights = calloc((size_t)tiles * blocks, RECORD);
+  float *input = malloc(sizeof(float) * tokens * inputs), *output = calloc((size_t)tokens * rows, sizeof(float));
+  float *bias = malloc(sizeof(float) * rows), *scales = malloc(sizeof(float) * tokens * blocks);
+  int8_t *codes = malloc((size_t)tokens * inputs);
+  int32_t *starts = malloc(sizeof(int32_t) * tokens * blocks);
+  for (size_t i = 0; i < (size_t)tiles * blocks; i++) {
+    for (int j = 0; j < 256; j++) weights[i * RECORD + j] = (uint8_t)(128 * (noise() + 1));
+    for (int r = 0; r < TILE; r++) {
+      const uint16_t scale = half_power(-(int)(4 * (noise() + 1)));
+      memcpy(weights + i * RECORD + 256 + 2 * r, &scale, 2);
+    }
+  }
+  for (int i = 0; i < tokens * inputs; i++) input[i] = noise();
+  for (int r = 0; r < rows; r++) bias[r] = noise();
+  for (int m = 0; m < tokens; m++)
+    KERNELS.quantize(input + m * inputs, blocks, codes + m * inputs, scales + m * blocks, starts + m * blocks);
+  KERNELS.matmul(weights, blocks, rows, 0, tiles, tokens, (Activations){codes, scales, starts}, bias, output);
+  double worst = 0;
+  for (int m = 0; m < tokens; m++)
+    for (int r = 0; r < rows; r++) {
+      double sum = bias[r];
+      for (int b = 0; b < blocks; b++) {
+        const uint8_t *record = weights + ((size_t)(r / TILE) * blocks + b) * RECORD;
+        uint16_t half;
+        memcpy(&half, record + 256 + 2 * (r % TILE), 2);
+        for (int i = 0; i < BLOCK; i++) {
+          const uint8_t pair = record[64 * (i % 16 / 4) + 4 * (r % TILE) + i % 4];
+          const int code = (i < 16 ? pair & 15 : pair >> 4) - 8;
+          const double a = codes[m * inputs + b * BLOCK + i] * (double)scales[m * blocks + b];
+          worst = fmax(worst, fabs(a - input[m * inputs + b * BLOCK + i]) > 0.51 * scales[m * blocks + b] ? 1 : 0);
+          sum += code * ldexp(1, (half >> 10) - 15) * a;
+        }
+      }
+      worst = fmax(worst, fabs(sum - output[m * rows + r]) / (1 + fabs(sum)));
+    }
+  free(weights), free(input), free(output), free(bias), free(scales), free(codes), free(starts);
+  return worst;
+}
+
+static double check_attention(int heads, int kv_heads, int size, int past, int tokens, int window, float softcap) {
+  const int end = past + tokens, capacity = end + 3, group = heads / kv_heads;
+  float *query = malloc(sizeof(float) * heads * tokens * size), *output = malloc(sizeof(float) * tokens * heads * size);
+  float *keys = malloc(sizeof(float) * kv_heads * capacity * size), *values = malloc(sizeof(float) * kv_heads * capacity * size);
+  for (int i = 0; i < heads * tokens * size; i++) query[i] = noise();
+  for (int i = 0; i < kv_heads * capacity * size; i++) keys[i] = values[i] = NAN;  // what is not filled must not matter
+  for (int h = 0; h < kv_heads; h++)
+    for (int i = 0; i < end * size; i++) keys[h * capacity * size + i] = noise(), values[h * capacity * size + i] = noise();
+  const Attention a = {heads, kv_heads, size, past, tokens, capacity, window, softcap, query, keys, values, output};
+  Partial *parts = aligned_alloc(64, sizeof(Partial) * 2);
+  for (int h = 0; h < kv_heads; h++)  // in two pieces, which do not end where a vector does
+    for (int t = 0; t < tokens; t++) {
+      KERNELS.attend(&a, h, t, t + 1, 0, end / 3 + 1, parts);
+      KERNELS.attend(&a, h, t, t + 1, end / 3 + 1, end, parts + 1);
+      KERNELS.join(&a, h, t, t + 1, 2, parts);
+    }
+  double worst = 0;
+  double *weights = malloc(sizeof(double) * end);
+  for (int t = 0; t < tokens; t++)
+    for (int h = 0; h < heads; h++) {
+      const int last = past + t + 1, first = window && last > window ? last - window : 0;
+      const float *head = keys + (size_t)(h / group) * capacity * size, *value = values + (size_t)(h / group) * capacity * size;
+      double sum = 0;
+      for (int k = first; k < last; k++) {
+        double score = 0;
+        for (int d = 0; d < size; d++) score += (double)query[((size_t)h * tokens + t) * size + d] * head[k * size + d];
+        if (softcap > 0) score = softcap * tanh(score / softcap);
+        sum += weights[k] = exp(score);
+      }
+      for (int d = 0; d < size; d++) {
+        double mean = 0;
+        for (int k = first; k < last; k++) mean += weights[k] / sum * value[k * size + d];
+        const double gap = fabs(mean - output[((size_t)t * heads + h) * size + d]);
+        worst = isnan(gap) ? INFINITY : fmax(worst, gap);
+      }
+    }
+  free(query), free(output), free(keys), free(values), free(parts), free(weights);
+  return worst;
+}
+
+int main(void) {
+  double product = 0, attention = 0;
+  const int tokens[] = {1, 2, 3, 7, 16, 37};
+  for (int i = 0; i < 6; i++) product = fmax(product, check_matmul(i % 2 ? 48 : 37, 1 + i, tokens[i]));
+  attention = fmax(attention, check_attention(9, 3, 64, 100, 1, 0, 0));
+  attention = fmax(attention, check_attention(12, 1, 32, 5, 9, 0, 0));
+  attention = fmax(attention, check_attention(4, 4, 80, 40, 3, 16, 0));
+  attention = fmax(attention, check_attention(32, 1, 256, 33, 2, 0, 5));
+  printf("products %.1e attention %.1e\n", product, attention);
+  return !(product < 1e-5 && attention < 1e-5);  // float32 sums of up to 256 terms
+}
