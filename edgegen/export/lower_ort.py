@@ -147,9 +147,8 @@ def _group_query_attention(graph: ir.Graph, node: ir.Node, window: int | None, l
     _replace_unflattened(graph, node, gqa.outputs[0], heads, dim)
 
 
-def merge_projections(graph: ir.Graph) -> int:
+def merge_projections(graph: ir.Graph) -> None:
     """Query, key and value projections that read the same input become one matrix product with a packed result."""
-    count = 0
     for node in [n for n in graph if n.op_type == "GroupQueryAttention"]:
         linears = [value.producer() if value is not None else None for value in node.inputs[:3]]
         if not all(linear is not None and linear.op_type == LINEAR_OP and len(linear.inputs) == 2 for linear in linears):
@@ -168,9 +167,7 @@ def merge_projections(graph: ir.Graph) -> int:
         node.replace_input_with(0, packed.outputs[0])
         node.replace_input_with(1, None)
         node.replace_input_with(2, None)
-        count += 1
     remove_dead(graph)
-    return count
 
 
 def _producer(value: ir.Value, op: str) -> ir.Node:

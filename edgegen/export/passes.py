@@ -1,4 +1,4 @@
-"""Clean-ups of a captured graph. Each pass counts what it changed, and fails where it did not change what it was to change."""
+"""Clean-ups of a captured graph. A pass that must find something fails where it does not."""
 
 from collections.abc import Iterable
 
@@ -48,16 +48,13 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
-def remove_dead(graph: ir.Graph) -> int:
+def remove_dead(graph: ir.Graph) -> None:
     """Remove nodes and initializers that nothing reads."""
-    count = 0
     for node in reversed(graph):
         if not any(value.is_graph_output() or value.uses() for value in node.outputs):
             graph.remove(node, safe=True)
-            count += 1
     for name in [n for n, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
         del graph.initializers[name]
-    return count
 
 
 def parameter_name(value: ir.Value) -> str:
@@ -149,25 +146,25 @@ def specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
-def to_half(graph: ir.Graph) -> int:
+def to_half(graph: ir.Graph) -> None:
     """Every float32 tensor becomes float16, except `logits`, which is cast back: what a GPU computes with.
 
-    Norms keep float32 inside (`stash_type` of RMSNormalization and LayerNormalization). Returns the number of tensors changed.
+    Norms keep float32 inside (`stash_type` of RMSNormalization and LayerNormalization).
     """
-    count = 0
     for value in graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT and value.const_value is not None:
             tensor = ir.tensor(_halved(value.const_value.numpy()), name=value.name)
             value.const_value, value.type = tensor, ir.TensorType(ir.DataType.FLOAT16)
-            count += 1
     for node in graph:
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
         constant = node.attributes.get("value") if node.op_type == "Constant" else None
         if constant is not None and constant.as_tensor().dtype == ir.DataType.FLOAT:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_halved(constant.as_tensor().numpy())))
-        count += sum(_retype(value) for value in node.outputs)
-    count += sum(_retype(value) for value in graph.inputs)
+        for value in node.outputs:
+            _retype(value)
+    for value in graph.inputs:
+        _retype(value)
     logits = next(value for value in graph.outputs if value.name == "logits")
     producer = logits.producer()
     assert producer is not None
@@ -177,14 +174,11 @@ def to_half(graph: ir.Graph) -> int:
     out = cast.outputs[0]
     out.name, out.type, out.shape = "logits", ir.TensorType(ir.DataType.FLOAT), logits.shape
     graph.outputs[list(graph.outputs).index(logits)] = out
-    return count
 
 
-def _retype(value: ir.Value) -> bool:
+def _retype(value: ir.Value) -> None:
     if value.dtype == ir.DataType.FLOAT:
         value.type = ir.TensorType(ir.DataType.FLOAT16)
-        return True
-    return False
 
 
 def _halved(array: np.ndarray) -> np.ndarray:
