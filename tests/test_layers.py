@@ -20,7 +20,7 @@ LEVELS = (  # from the ground up; a module may import those of its own level and
     ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox"),
     ("edgegen.manifest",),
     ("edgegen.onnx_walk", "edgegen.archive", "edgegen.sampling", "edgegen.tokenizers", "edgegen.chat_template"),
-    ("edgegen.bundle", "edgegen.reference"),
+    ("edgegen.bundle",),
     ("edgegen.backends",),
     ("edgegen.kv_cache",),
     ("edgegen.pipelines",),

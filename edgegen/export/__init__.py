@@ -51,8 +51,8 @@ def export(
     check_place(Path(output).absolute(), force)  # again when it is written; here before anything slow
     try:
         from edgegen.export.families import FAMILIES
-        from edgegen.export.families.decoder_lm import Request
         from edgegen.export.recipe import load_recipe
+        from edgegen.export.request import Request
         from edgegen.export.sources import open_source, source_kind
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgegen"):

@@ -1,28 +1,21 @@
 """`card.md`: what a bundle is, for whoever finds it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgegen.manifest import Manifest
-from edgegen.proof import Fidelity, Quality
+from edgegen.proof.decoder_lm import Fidelity, Quality
+from edgegen.proof.tensors import TensorFidelity, quality_lines
 
 
 def card(manifest: Manifest, fidelity: Sequence[Fidelity], quality: Quality) -> str:
     """Markdown with the origin, the licence, and the tables of parity and quality."""
-    source = manifest.source
     parity = [
         f"| {f.variant} | {f.arithmetic} | {f.worst_logit:.1e} | {f.tolerance.logits:.0e} | {f.worst_cache:.1e} | "
         f"{f.greedy_match} of {f.greedy_length} ({f.ties} ties) |"
         for f in fidelity
     ]
     return "\n".join([
-        f"# {manifest.name}",
-        "",
-        f"A {manifest.family} bundle for edgegen, {manifest.precision}.",
-        "",
-        f"* source: {source.name} ({source.kind}), sha256 {source.sha256}",
-        f"* licence of the weights: {source.licence}",
-        f"* made with {', '.join(f'{name} {version}' for name, version in sorted(manifest.tools.items()))}",
-        "",
+        *_head(manifest),
         "## Execution fidelity: the graph against PyTorch with the same weights",
         "",
         "| variant | computes with | worst logit | allowed | worst cache entry | greedy tokens |",
@@ -37,3 +30,37 @@ def card(manifest: Manifest, fidelity: Sequence[Fidelity], quality: Quality) -> 
         f"{quality.perplexity_ratio:.3f} | {quality.greedy_match} of {quality.greedy_length} |",
         "",
     ])  # fmt: skip
+
+
+def tensor_card(manifest: Manifest, fidelity: Sequence[TensorFidelity], quality: Mapping[str, float]) -> str:
+    """As `card`, for a model that is proven tensor by tensor."""
+    parity = [
+        f"| {f.variant} | {f.arithmetic} | {len(f.errors)} | {f.worst.name} | {f.worst.largest:.1e} | "
+        f"{f.tolerance.largest:.0e} | {f.errors[-1].psnr_db:.1f} |"
+        for f in fidelity
+    ]
+    return "\n".join([
+        *_head(manifest),
+        "## Execution fidelity: the graphs against PyTorch with the same weights",
+        "",
+        "| variant | computes with | tensors | worst | its error | allowed | PSNR of the last (dB) |",
+        "|---|---|---|---|---|---|---|",
+        *parity,
+        "",
+        *quality_lines(quality),
+        "",
+    ])  # fmt: skip
+
+
+def _head(manifest: Manifest) -> list[str]:
+    source = manifest.source
+    return [
+        f"# {manifest.name}",
+        "",
+        f"A {manifest.family} bundle for edgegen, {manifest.precision}.",
+        "",
+        f"* source: {source.name} ({source.kind}), sha256 {source.sha256}",
+        f"* licence of the weights: {source.licence}",
+        f"* made with {', '.join(f'{name} {version}' for name, version in sorted(manifest.tools.items()))}",
+        "",
+    ]

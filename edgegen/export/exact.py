@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgegen.backends.ort import OrtSession
 from edgegen.bundle import Bundle
-from edgegen.proof import TOLERANCES, Fidelity, read_proof, replay
+from edgegen.proof.decoder_lm import TOLERANCES, Fidelity, read_proof, replay
 
 EXACT = 1  # MatMulNBits: accumulate in float32
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgegen.errors import ExportError
 from edgegen.export import passes
 from edgegen.export.capture import OPSET
+from edgegen.export.halves import compute_in_half
 from edgegen.export.passes import initializer, insert_before, parameter_name, remove_dead, replace
 from edgegen.export.patches import LINEAR
 from edgegen.export.quantize.weight_only import Quantized
@@ -25,7 +26,7 @@ def to_canonical(model: ir.Model, table: WeightTable) -> None:
     """Expand the captured graph in place to standard operators; below fp32 its activations become float16."""
     lower_weights(model.graph, table, canonical_linear, canonical_gather)
     if table.precision != "fp32":
-        passes.to_half(model.graph)
+        compute_in_half(model.graph, wide=("logits",))
     finish(model, table, {"": OPSET})
 
 

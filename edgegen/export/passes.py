@@ -146,47 +146,6 @@ def specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
-def to_half(graph: ir.Graph) -> None:
-    """Every float32 tensor becomes float16, except `logits`, which is cast back: what a GPU computes with.
-
-    Norms keep float32 inside (`stash_type` of RMSNormalization and LayerNormalization).
-    """
-    for value in graph.initializers.values():
-        if value.dtype == ir.DataType.FLOAT and value.const_value is not None:
-            tensor = ir.tensor(_halved(value.const_value.numpy()), name=value.name)
-            value.const_value, value.type = tensor, ir.TensorType(ir.DataType.FLOAT16)
-    for node in graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
-        constant = node.attributes.get("value") if node.op_type == "Constant" else None
-        if constant is not None and constant.as_tensor().dtype == ir.DataType.FLOAT:
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_halved(constant.as_tensor().numpy())))
-        for value in node.outputs:
-            _retype(value)
-    for value in graph.inputs:
-        _retype(value)
-    logits = next(value for value in graph.outputs if value.name == "logits")
-    producer = logits.producer()
-    assert producer is not None
-    cast = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT})
-    graph.insert_after(producer, cast)
-    logits.name = "logits_half"
-    out = cast.outputs[0]
-    out.name, out.type, out.shape = "logits", ir.TensorType(ir.DataType.FLOAT), logits.shape
-    graph.outputs[list(graph.outputs).index(logits)] = out
-
-
-def _retype(value: ir.Value) -> None:
-    if value.dtype == ir.DataType.FLOAT:
-        value.type = ir.TensorType(ir.DataType.FLOAT16)
-
-
-def _halved(array: np.ndarray) -> np.ndarray:
-    limit = float(np.finfo(np.float16).max)  # a mask value of -3e38 must stay the smallest number, not become -inf
-    halved: np.ndarray = np.clip(array, -limit, limit).astype(np.float16)
-    return halved
-
-
 def strip_metadata(model: ir.Model) -> None:
     """Remove the exporter's notes: stack traces of the machine that exported are nobody's business, and half of the file."""
     model.metadata_props.clear()

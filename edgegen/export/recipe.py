@@ -6,14 +6,15 @@ A recipe is the user's own code and is run, like a Makefile: only checkpoints ar
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgegen.errors import SourceError
 
 if TYPE_CHECKING:
+    from edgegen.export.parts import Modules
     from edgegen.export.sources.base import Checkpoint
 
 
@@ -24,14 +25,24 @@ class Recipe:
     `source` returns the path of the checkpoint on this machine, fetching it where it must (`edgegen.export.fetch`).
     `name` is the bundle's; `precision` is fp32, fp16, int8 or int4; `context_length` is in tokens, None for the model's own.
     `licence` replaces what the checkpoint says of itself, which is often nothing.
+
+    A model of one's own has `modules` instead of a checkpoint's format: it returns the module, or one for each graph of the
+    family by name; `source` then gives their weights (safetensors), or is None where `modules` sets them itself.
+    `inputs` and `outputs` are tensors such as "z float32[batch, 128]", by graph; `axes` the (least, usual, most) of each named
+    axis; `settings` what the family's pipeline wants to know. All three only where the family's own do not fit.
     """
 
     name: str
     family: str
-    source: Callable[[], Path]
+    source: Callable[[], Path] | None = None
     precision: str = "fp32"
     context_length: int | None = None
     licence: str | None = None
+    modules: Callable[[], Any] | None = None
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -57,13 +68,19 @@ def load_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def open_checkpoint(path: Path, weights: Path | None) -> "Checkpoint":
-    """Open the checkpoint that the recipe at `path` names (the `recipe` line of edgegen.export.sources.SOURCES)."""
+def open_checkpoint(path: Path, weights: Path | None) -> "Checkpoint | Modules":
+    """Open what the recipe at `path` names (the `recipe` line of edgegen.export.sources.SOURCES)."""
     from edgegen.export.sources import open_source, source_kind
 
     recipe = load_recipe(path)
+    if recipe.modules is not None:
+        from edgegen.export.sources.module import open_recipe
+
+        return open_recipe(recipe, weights)
+    if recipe.source is None:
+        raise SourceError(f"{path}: a recipe needs `source`, the path of a checkpoint, or `modules`")
     place = str(recipe.source())
     if source_kind(place) == "recipe":
         raise SourceError(f"{path}: the source of a recipe is a checkpoint, not another recipe ({place})")
-    checkpoint = open_source(place, weights)
-    return replace(checkpoint, name=recipe.name, licence=recipe.licence or checkpoint.licence)
+    opened: Checkpoint | Modules = open_source(place, weights)
+    return replace(opened, name=recipe.name, licence=recipe.licence or opened.licence)

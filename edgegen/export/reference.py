@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from edgegen.proof import Quality
-from edgegen.reference import Reference
+from edgegen.proof.decoder_lm import Quality
+from edgegen.proof.reference import Reference
 
 PROMPT, FORCED, SECOND, GREEDY = 48, 32, 16, 64
 QUALITY_TOKENS = 256

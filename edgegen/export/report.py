@@ -1,11 +1,13 @@
 """What an export tells when it is done, and how it tells where it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgegen.proof import Fidelity, Quality, fidelity_dict, quality_dict, quality_lines
+from edgegen.proof import decoder_lm, tensors
+from edgegen.proof.decoder_lm import Fidelity, Quality, fidelity_dict, quality_dict
+from edgegen.proof.tensors import TensorFidelity
 
 Progress = Callable[[str, float], None]  # stage, share of it that is done (0 to 1)
 
@@ -28,7 +30,7 @@ class ExportReport:
             f"{self.path}: {self.precision}, {self.quantized} of {self.matrices} matrices quantized, "
             f"{self.size_bytes / 1e6:.1f} MB",
             *(line for fidelity in self.fidelity for line in fidelity.lines()),
-            *quality_lines(self.quality),
+            *decoder_lm.quality_lines(self.quality),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -41,4 +43,35 @@ class ExportReport:
             "size_bytes": self.size_bytes,
             "fidelity": [fidelity_dict(fidelity) for fidelity in self.fidelity],
             "quality": quality_dict(self.quality),
+        }
+
+
+@dataclass(frozen=True)
+class TensorExportReport:
+    """A finished bundle of a model that is proven tensor by tensor."""
+
+    path: Path
+    precision: str
+    graphs: tuple[str, ...]
+    size_bytes: int
+    fidelity: tuple[TensorFidelity, ...]
+    quality: Mapping[str, float]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            f"{self.path}: {self.precision}, {', '.join(self.graphs)}, {self.size_bytes / 1e6:.1f} MB",
+            *(line for fidelity in self.fidelity for line in fidelity.lines()),
+            *tensors.quality_lines(self.quality),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "path": str(self.path),
+            "precision": self.precision,
+            "graphs": list(self.graphs),
+            "size_bytes": self.size_bytes,
+            "fidelity": [fidelity.as_dict() for fidelity in self.fidelity],
+            "quality": dict(self.quality),
         }

@@ -4,4 +4,5 @@ from collections.abc import Mapping
 
 FAMILIES: Mapping[str, str] = {  # the manifest's `family`: the class that runs it
     "decoder_lm": "edgegen.pipelines.decoder_lm:DecoderLM",
+    "gan": "edgegen.pipelines.gan:Gan",
 }

@@ -7,7 +7,6 @@ write, and replay the proof on what was written (fidelity). Only then is the bun
 import gc
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from edgegen.export.card import card
 from edgegen.export.exact import exact_fidelity
 from edgegen.export.genai import genai_config
 from edgegen.export.report import ExportReport, Progress
+from edgegen.export.request import Request
 from edgegen.export.sources import Checkpoint
 from edgegen.export.sources.base import quiet
 from edgegen.export.texts import PROSE
@@ -31,27 +31,14 @@ from edgegen.export.weights import WeightTable, convert
 from edgegen.export.write import write_variants
 from edgegen.manifest import FORMAT, Graph, Manifest, Precision, Source, Variant
 from edgegen.pipelines.decoder_lm import DecoderLMSettings
-from edgegen.proof import TOLERANCES, Arithmetic, Fidelity, Proof, Quality, require, verify
-from edgegen.reference import Reference
+from edgegen.proof.decoder_lm import TOLERANCES, Arithmetic, Fidelity, Proof, Quality, require, verify
+from edgegen.proof.reference import Reference
 from edgegen.tensors import Axis
 
 GRAPH = "decoder"
 DEFAULT_CONTEXT = 8192
 # Mean KL in nats of the next token against the original. int4 from round-to-nearest costs small models most.
 LIMITS: Mapping[str, float] = {"fp32": 1e-6, "fp16": 1e-3, "int8": 2e-2, "int4": 0.5}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for. `context_length` None: the model's own, up to 8,192; `limit` None: by precision."""
-
-    checkpoint: Checkpoint
-    output: Path
-    precision: Precision
-    name: str
-    context_length: int | None = None
-    limit: float | None = None
-    force: bool = False
 
 
 def export(request: Request, progress: Progress) -> ExportReport:
@@ -61,7 +48,7 @@ def export(request: Request, progress: Progress) -> ExportReport:
         SourceError, CaptureError, ExportError: it cannot be read, captured, quantized or written.
         ProofError: the graph differs from PyTorch, or the quantized weights from the original, by more than is allowed.
     """
-    checkpoint = request.checkpoint
+    checkpoint: Checkpoint = request.source
     context = _context_length(checkpoint.config, request.context_length)
     with quiet(), BundleWriter(request.output, force=request.force) as writer:
         progress("load", 0.0)
@@ -156,7 +143,7 @@ def _write_rest(
     quality: Quality,
 ) -> Manifest:
     """Everything beside the graphs. Returns the manifest, its files still to be listed."""
-    checkpoint = request.checkpoint
+    checkpoint: Checkpoint = request.source
     settings = _settings(checkpoint, context, captured.vocab_size)
     _write_tokenizer(directory, checkpoint, settings)
     layers, kv_heads, dim = captured.cache_shape

@@ -1,4 +1,4 @@
-"""The proof that travels with a bundle: what the PyTorch original answered, and how closely a backend must answer the same.
+"""The proof of a decoder language model: through its cache, token by token.
 
 Two questions are kept apart:
 
@@ -15,26 +15,24 @@ and an even spread), and for some positions every layer's keys and values: so a 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.backends import choose, open_session, variant_for
+from edgegen.backends import open_session, variant_for
 from edgegen.bundle import Bundle
 from edgegen.errors import BundleError, InputError, ProofError
 from edgegen.kv_cache import KVCache
-from edgegen.reference import Reference
+from edgegen.proof.files import MAX_PROOF_BYTES, MAX_REFERENCE_BYTES, decode_json, read_bounded
+from edgegen.proof.reference import Reference
 
 if TYPE_CHECKING:
     from edgegen.backends.base import Session
 
 GRAPH = "decoder"
-MAX_PROOF_BYTES = 1 << 20
-MAX_REFERENCE_BYTES = 256 << 20
 Arithmetic = Literal["float32", "float16", "int8-activations"]
-_T = TypeVar("_T")
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -313,22 +311,8 @@ def quality_lines(quality: Quality) -> list[str]:
 def read_proof(bundle: Bundle) -> tuple[Proof, Reference]:
     """The proof of an open bundle. BundleError where it is not one."""
     path = bundle.manifest.proof
-    proof = _decode(_bounded(bundle, path, MAX_PROOF_BYTES), Proof, path)
-    return proof, Reference.from_bytes(_bounded(bundle, proof.reference, MAX_REFERENCE_BYTES))
-
-
-def _bounded(bundle: Bundle, path: str, limit: int) -> bytes:
-    entry = bundle.manifest.files.get(path)
-    if entry is None or entry.size_bytes > limit:
-        raise BundleError(f"the proof's {path} is {'missing' if entry is None else 'too large'}; export the model again")
-    return bytes(bundle.read(path))
-
-
-def _decode(data: bytes, kind: type[_T], path: str) -> _T:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
-        raise BundleError(f"{path}: {error}") from error
+    proof = decode_json(read_bounded(bundle, path, MAX_PROOF_BYTES), Proof, path)
+    return proof, Reference.from_bytes(read_bounded(bundle, proof.reference, MAX_REFERENCE_BYTES))
 
 
 def verify(bundle: Bundle, session: "Session", variant: str, backend: str) -> ProofReport:
@@ -348,14 +332,11 @@ def verify(bundle: Bundle, session: "Session", variant: str, backend: str) -> Pr
     return ProofReport(str(bundle.path), backend, fidelity, proof.quality)
 
 
-def verify_bundle(path: str, backend: str = "auto") -> ProofReport:
-    """Open a bundle, check its digests, and replay its proof on a backend of this machine, without PyTorch."""
-    chosen = choose(backend)
-    with Bundle.open(path) as bundle:
-        bundle.verify_all()
-        variant = variant_for(chosen, bundle, GRAPH)
-        with open_session(chosen, bundle, GRAPH) as session:
-            return verify(bundle, session, variant, chosen)
+def replay_bundle(bundle: Bundle, backend: str) -> ProofReport:
+    """Replay the proof of an open bundle on a backend of this machine."""
+    variant = variant_for(backend, bundle, GRAPH)
+    with open_session(backend, bundle, GRAPH) as session:
+        return verify(bundle, session, variant, backend)
 
 
 def require(fidelity: Fidelity) -> None:

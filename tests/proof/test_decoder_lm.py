@@ -10,8 +10,8 @@ import pytest
 from edgegen.backends.fake import FakeSession, fake_lm
 from edgegen.errors import BundleError, EdgegenError, ProofError
 from edgegen.kv_cache import KVCache
-from edgegen.proof import Tolerance, logsumexp, replay, require
-from edgegen.reference import Reference
+from edgegen.proof.decoder_lm import Tolerance, logsumexp, replay, require
+from edgegen.proof.reference import Reference
 
 VOCAB = 40
 TIGHT = Tolerance(1e-4, 1e-5, 1e-4, "the same numpy code on both sides")

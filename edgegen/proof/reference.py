@@ -1,14 +1,12 @@
 """The recorded answers of a PyTorch original: arrays in an uncompressed `.npz`, read as untrusted bytes."""
 
-import io
-import zipfile
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.errors import BundleError
+from edgegen.proof.npz import read_npz, write_npz
 
 
 @dataclass(frozen=True)
@@ -34,43 +32,17 @@ class Reference:
 
     def to_bytes(self) -> bytes:
         """An uncompressed `.npz`, the same bytes every time."""
-        target = io.BytesIO()
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in vars(self).items():
-                entry = io.BytesIO()
-                np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), entry.getvalue())
-        return target.getvalue()
+        return write_npz(vars(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Reference":
         """Read untrusted bytes: nothing is allocated beyond their own size. BundleError where they are not a reference."""
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                arrays = {name: _read_array(archive, f"{name}.npy", len(data)) for name in cls.__dataclass_fields__}
-        except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise BundleError(f"the proof's reference cannot be read: {error}") from error
-        reference = cls(**arrays)
+        arrays = read_npz(data)
+        if missing := cls.__dataclass_fields__.keys() - arrays.keys():
+            raise BundleError(f"the proof's reference cannot be read: it lacks {', '.join(sorted(missing))}")
+        reference = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
         _check_reference(reference)
         return reference
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, limit: int) -> NDArray[Any]:
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
-        raise ValueError(f"{name} is compressed or larger than its archive")
-    content = io.BytesIO(archive.read(info))
-    version = np.lib.format.read_magic(content)
-    if version != (1, 0):
-        raise ValueError(f"{name} has the npy format {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(content)
-    left = info.file_size - content.tell()
-    count = 1
-    for size in shape:
-        count *= size
-    if fortran or dtype.hasobject or count * dtype.itemsize != left:
-        raise ValueError(f"{name} does not hold what its header says")
-    return np.frombuffer(content.getvalue(), dtype, count, content.tell()).reshape(shape)
 
 
 def _check_reference(r: Reference) -> None:

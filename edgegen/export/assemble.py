@@ -1,0 +1,134 @@
+"""From a family's model to a published bundle: record, capture, lower, write, prove. For every family but language models."""
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+import torch
+
+from edgegen.bundle import Bundle, BundleWriter
+from edgegen.errors import ExportError
+from edgegen.export.capture_module import capture_part
+from edgegen.export.card import tensor_card
+from edgegen.export.halves import compute_in_half, store_in_half
+from edgegen.export.parts import Model
+from edgegen.export.report import Progress, TensorExportReport
+from edgegen.export.request import Request
+from edgegen.export.write import write_variants
+from edgegen.manifest import FORMAT, Graph, Manifest, Source, Variant
+from edgegen.proof.npz import write_npz
+from edgegen.proof.tensors import TOLERANCES, Arithmetic, TensorError, TensorFidelity, TensorProof, replay, require
+from edgegen.tensors import Tensors
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def export_model(request: Request, model: Model, progress: Progress) -> TensorExportReport:
+    """Make the bundle of `model`; the proof is part of it.
+
+    Raises:
+        CaptureError, ExportError: it cannot be captured or written.
+        ProofError: the graphs differ from PyTorch by more than is allowed.
+    """
+    if request.precision not in PRECISIONS:
+        raise ExportError(f"{model.family} models are exported in {' or '.join(PRECISIONS)}, not in {request.precision}")
+    with BundleWriter(request.output, force=request.force) as writer, torch.no_grad():
+        progress("reference", 0.0)
+        recorded, quality = _record(model, request)
+        graphs = {}
+        for index, (name, part) in enumerate(model.parts.items()):
+            progress("capture", index / len(model.parts))
+            graphs[name] = _variants(capture_part(name, part, model.axes), request.precision)
+        progress("write", 0.0)
+        written = {name: write_variants(variants, name, writer.directory) for name, variants in graphs.items()}
+        del graphs
+        manifest = _write_rest(writer.directory, request, model, written, recorded, quality)
+        fidelity = _prove(writer, manifest, progress)
+        (writer.directory / "card.md").write_text(tensor_card(manifest, fidelity, quality), encoding="utf-8")
+        path = writer.publish(manifest)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return TensorExportReport(path, request.precision, tuple(model.parts), size, fidelity, quality)
+
+
+def _record(model: Model, request: Request) -> tuple[tuple[Tensors, Tensors], dict[str, float]]:
+    """PyTorch's answers with the weights that the bundle will hold, and how far they are from the original weights'."""
+    inputs, outputs = model.reference()
+    if request.precision == "fp32":
+        return (inputs, outputs), {}
+    for part in model.parts.values():
+        part.module.half().float()
+    again, rounded = model.reference()
+    psnr_db = {name: TensorError.between(name, rounded[name], outputs[name]).psnr_db for name in outputs}
+    return (again, rounded), {name: value for name, value in psnr_db.items() if value != float("inf")}
+
+
+def _variants(captured: ir.Model, precision: str) -> dict[str, ir.Model]:
+    if precision == "fp32":
+        return {"canonical": captured}
+    ort = captured.clone()
+    wide = {str(value.name) for value in (*captured.graph.inputs, *captured.graph.outputs)}
+    compute_in_half(captured.graph, wide)
+    store_in_half(ort.graph)
+    return {"canonical": captured, "onnxruntime": ort}
+
+
+def _write_rest(
+    directory: Path,
+    request: Request,
+    model: Model,
+    written: Mapping[str, dict[str, Variant]],
+    recorded: tuple[Tensors, Tensors],
+    quality: dict[str, float],
+) -> Manifest:
+    """Everything beside the graphs. Returns the manifest, its files still to be listed."""
+    source = request.source
+    arithmetic: dict[str, Arithmetic] = {"canonical": "float32" if request.precision == "fp32" else "float16"}
+    if request.precision != "fp32":
+        arithmetic["onnxruntime"] = "float32"
+    proof = TensorProof("proof/inputs.npz", "proof/outputs.npz", arithmetic, dict(TOLERANCES), quality)
+    files = dict(model.files) | {
+        "proof/proof.json": msgspec.json.format(msgspec.json.encode(proof, order="sorted"), indent=2),
+        proof.inputs: write_npz(recorded[0]),
+        proof.outputs: write_npz(recorded[1]),
+    }
+    for path, content in files.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(content)
+    settings: Any = msgspec.to_builtins(model.settings)
+    return Manifest(
+        format=FORMAT,
+        name=request.name,
+        family=model.family,
+        precision=request.precision,
+        source=Source(source.kind, source.name, source.sha256, source.licence),
+        tools={name: metadata.version(name) for name in ("edgegen", "torch", "onnx-ir", "onnxruntime")},
+        graphs={
+            name: Graph(variants, {axis: model.axes[axis] for axis in _axes_of(variants)}) for name, variants in written.items()
+        },
+        settings=settings,
+        proof="proof/proof.json",
+        files={},
+    )
+
+
+def _axes_of(variants: Mapping[str, Variant]) -> list[str]:
+    specs = [spec for variant in variants.values() for spec in (*variant.inputs, *variant.outputs)]
+    return sorted({axis for spec in specs for axis in spec.axes if isinstance(axis, str)})
+
+
+def _prove(writer: BundleWriter, manifest: Manifest, progress: Progress) -> tuple[TensorFidelity, ...]:
+    """Replay the proof on the written files, as a device would read them, for every variant."""
+    writer.seal(manifest)
+    variants = sorted({name for graph in manifest.graphs.values() for name in graph.variants}, reverse=True)
+    found = []
+    with Bundle.open(writer.directory) as bundle:
+        for index, variant in enumerate(variants):
+            progress("prove", index / len(variants))
+            found.append(replay(bundle, "onnxruntime", variant).fidelity)
+    for fidelity in found:
+        require(fidelity)
+    progress("prove", 1.0)
+    return tuple(found)

@@ -1,0 +1,79 @@
+"""What image pipelines give back, where their noise comes from, and the numbers that a model means by a pixel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegen.errors import BackendError, InputError
+from edgegen.tensors import Tensor
+
+MAX_SEED = 2**64 - 1
+
+
+class PixelRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The numbers that a graph gives (or takes) for black and for white: -1 and 1 for most GANs and diffusion models."""
+
+    black: float = -1.0
+    white: float = 1.0
+
+    def to_uint8(self, images: Tensor) -> NDArray[np.uint8]:
+        """Float [image, channel, height, width] -> uint8 [image, height, width, channel], rounded to the nearest.
+
+        Raises BackendError where a number is not finite: the model, or its precision, is broken.
+        """
+        if not np.isfinite(images).all():
+            raise BackendError("the model gave pixels that are not finite; try a higher precision, or other latents")
+        grey = (images.astype(np.float32) - self.black) * (255.0 / (self.white - self.black))
+        pixels: NDArray[np.uint8] = np.rint(grey).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(pixels)
+
+    def from_uint8(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [image, height, width, channel] -> float32 [image, channel, height, width]."""
+        scaled = pixels.astype(np.float32) * np.float32((self.white - self.black) / 255.0) + np.float32(self.black)
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Finished images.
+
+    Attributes:
+        pixels: uint8 [image, height, width, channel]; 1 channel is grey, 3 are RGB, 4 RGBA.
+        seeds: of each image; the same seed gives the same image again, alone or in any batch. Empty where none was used.
+        parameters: what they were made with, for a file's metadata.
+    """
+
+    pixels: NDArray[np.uint8]
+    seeds: tuple[int, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One seed for each image: `seed`, `seed` + 1, ...; those given; or random ones.
+
+    Raises InputError where `count` is below 1, or seeds are out of range or of another number.
+    """
+    if count < 1:
+        raise InputError(f"count is {count}; it must be at least 1")
+    if seed is None:
+        return tuple(int(s) for s in np.random.default_rng().integers(0, 2**32, count))
+    seeds = tuple(seed) if isinstance(seed, Sequence) else tuple(range(seed, seed + count))
+    if len(seeds) != count or not all(0 <= s <= MAX_SEED for s in seeds):
+        raise InputError(f"seeds are {seeds[:4]}; give one from 0 to 2**64 - 1, or {count} of them")
+    return seeds
+
+
+def normal(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
+    """Standard normal numbers float32 [image, *shape]: each image draws from its own seed (numpy's Philox), alone or in a batch.
+
+    `stream` tells apart what one image draws for different purposes.
+    """
+    drawn = [np.random.Generator(np.random.Philox(key=[seed, stream])).standard_normal(shape, np.float32) for seed in seeds]
+    return np.stack(drawn)
