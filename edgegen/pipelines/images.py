@@ -71,7 +71,7 @@ def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def normal(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
-    """Standard normal numbers float32 [image, *shape]: each image draws from its own seed (numpy's Philox), alone or in a batch.
+    """Standard normal numbers float32 [image, *shape]: each image draws from its own seed (numpy's Philox), alone or not.
 
     `stream` tells apart what one image draws for different purposes.
     """
