@@ -7,9 +7,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 WORKER = """
-import sys, time
-sys.path.insert(0, {peers!r})
-from protocol import serve
+from protocol import serve, tokens_answer
 
 class Engine:
     facts = {{"threads": 3}}
@@ -21,7 +19,8 @@ class Engine:
     def generate(self, request):
         if request["new_tokens"] == 0:
             raise ValueError("no tokens")
-        return 10.0, [self.first] * request["new_tokens"], [10.5 + i for i in range(request["new_tokens"])]
+        count = request["new_tokens"]
+        return tokens_answer(10.0, [self.first] * count, [10.5 + i for i in range(count)])
 
 serve(Engine)
 """
@@ -47,7 +46,7 @@ def sample(peers, engine, place, step_s, mode="greedy", first_s=1.0):
 @pytest.fixture
 def worker(peers, tmp_path):
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(peers=str(BENCHMARKS / "peers")), encoding="utf-8")
+    script.write_text(WORKER.format(), encoding="utf-8")
     with peers.workers.Worker("stub", sys.executable, script, {"first": 7}) as started:
         yield started
 

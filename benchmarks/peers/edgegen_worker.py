@@ -2,7 +2,7 @@
 
 import time
 
-from protocol import serve
+from protocol import serve, tokens_answer
 
 
 class Engine:
@@ -25,7 +25,7 @@ class Engine:
             for token in piece.token_ids:
                 ids.append(token)
                 times_s.append(now_s)
-        return start_s, ids, times_s
+        return tokens_answer(start_s, ids, times_s)
 
 
 def _versions():

@@ -3,7 +3,7 @@
 import json
 import time
 
-from protocol import serve
+from protocol import serve, tokens_answer
 
 
 class Engine:
@@ -32,7 +32,7 @@ class Engine:
             generator.generate_next_token()
             ids.append(int(generator.get_next_tokens()[0]))
             times_s.append(time.perf_counter())
-        return start_s, ids, times_s
+        return tokens_answer(start_s, ids, times_s)
 
 
 def _versions():

@@ -7,7 +7,7 @@ The context, with its cache, is made when the worker starts, before any clock.
 import ctypes
 import time
 
-from protocol import serve
+from protocol import serve, tokens_answer
 
 
 class Engine:
@@ -41,7 +41,7 @@ class Engine:
             times_s.append(time.perf_counter())
             ids.append(token[0])
             batch = library.llama_batch_get_one(token, 1)
-        return start_s, ids, times_s
+        return tokens_answer(start_s, ids, times_s)
 
 
 def _context_params(library, settings):

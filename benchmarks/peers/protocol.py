@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 def serve(open_engine):
-    """Be a worker: open an engine with the settings of argv[1] and let it generate what is asked for.
+    """Be a worker: open an engine with the settings of argv[1] and let it do what is asked for.
 
-    open_engine(settings) returns an object with `facts` (a dict for the record) and
-    `generate(request) -> (start_s, token_ids, token_s)`: each token's perf_counter is taken when its id is known to Python,
-    and exactly request["new_tokens"] tokens are made, whether or not one of them ends a text.
+    open_engine(settings) returns an object with `facts` (a dict for the record) and `generate(request) -> dict`, the answer.
+    For text that is `tokens_answer`: each token's perf_counter is taken when its id is known to Python, and exactly
+    request["new_tokens"] tokens are made, whether or not one of them ends a text.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # some libraries print to stdout, which is the benchmark's line
@@ -24,9 +24,12 @@ def serve(open_engine):
     engine = open_engine(json.loads(sys.argv[1]))
     _say(answers, {"load_s": time.perf_counter() - start_s, "pid": os.getpid(), **engine.facts})
     for line in sys.stdin:
-        begin_s, token_ids, token_s = engine.generate(json.loads(line))
-        times_s = [moment_s - begin_s for moment_s in token_s]
-        _say(answers, {"token_ids": token_ids, "token_s": times_s, "peak_memory_bytes": _peak_memory_bytes()})
+        _say(answers, engine.generate(json.loads(line)) | {"peak_memory_bytes": _peak_memory_bytes()})
+
+
+def tokens_answer(begin_s, token_ids, moments_s):
+    """The answer of a language model: its tokens, and the seconds from the request to each."""
+    return {"token_ids": token_ids, "token_s": [moment_s - begin_s for moment_s in moments_s]}
 
 
 def _say(stream, message):

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "GGML_NO_BACKTRACE": "1"}
+_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "GGML_NO_BACKTRACE": "1", "PYTHONPATH": str(HERE)}
 
 
 class WorkerError(RuntimeError):
@@ -20,11 +20,12 @@ class Worker:
     Args:
         name: of the engine, in every table.
         python: the interpreter that has the engine's library.
-        script: a file of this folder.
+        script: a file of this folder, or its path; it finds `protocol` either way.
         settings: for its `Engine`.
+        environment: variables that it gets beside ours.
     """
 
-    def __init__(self, name, python, script, settings):
+    def __init__(self, name, python, script, settings, environment=None):
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- open as long as the worker; an unread pipe would fill up
         self._process = subprocess.Popen(
@@ -33,7 +34,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             encoding="utf-8",
-            env=os.environ | _ENVIRONMENT,
+            env=os.environ | _ENVIRONMENT | (environment or {}),
         )
         try:
             self.facts = self._answer()
