@@ -12,12 +12,13 @@ LIBRARIES = {  # a library that only one place may know: the modules that may im
     "torch": ("edgegen.export", "edgegen.train", "edgegen.models"),
     "transformers": ("edgegen.export", "edgegen.train"),
     "onnx": ("edgegen.export",),
+    "PIL": ("edgegen.media", "edgegen.export", "edgegen.train"),
     "click": ("edgegen.cli",),
     "rich": ("edgegen.cli", "edgegen.bench.report"),
 }
 LEVELS = (  # from the ground up; a module may import those of its own level and below
     ("edgegen.errors",),
-    ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox"),
+    ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox", "edgegen.media"),
     ("edgegen.manifest",),
     ("edgegen.onnx_walk", "edgegen.archive", "edgegen.sampling", "edgegen.tokenizers", "edgegen.chat_template"),
     ("edgegen.bundle",),
