@@ -51,7 +51,7 @@ bench: $(BUNDLE)/manifest.json
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(INSTALL) -e ".[cpu,export,dev]"
+	$(INSTALL) -e ".[cpu,export,train,dev]"
 	touch $@
 
 clean:
