@@ -1,4 +1,4 @@
-"""`edgegen generate`: text from a bundle, streamed as it comes."""
+"""`edgegen generate`: text from a language model, streamed as it comes; images from the other families, into files."""
 
 from pathlib import Path
 from typing import Any
@@ -6,39 +6,61 @@ from typing import Any
 import click
 
 from edgegen.cli.options import (
+    SectionCommand,
     backend_option,
     bundle_argument,
     check_folder,
     given,
+    image_options,
     json_option,
-    sampling_options,
+    text_options,
     threads_option,
 )
 
 
-@click.command(short_help="Generate text, streamed as it comes.")
+@click.command(cls=SectionCommand, short_help="Generate text or images.")
 @bundle_argument
-@click.option("--prompt", help="Text to complete as it is, or with --chat one message; '-' reads it from stdin.")
-@click.option("--chat", is_flag=True, help="Use the model's chat template; without --prompt, hold a conversation.")
-@click.option("--system", help="System message of the chat.")
-@sampling_options
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the text to a file instead.")
+@click.option("--prompt", help="What to complete, to answer (--chat), or to show; '-' reads it from stdin.")
+@click.option("--seed", type=int, help="The same seed gives the same result.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File for text; for images X.png (a sheet of them), or a folder."
+)
+@click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="Stop after so many seconds.")
 @backend_option
 @threads_option
 @json_option
-def generate(
-    bundle: Path, *, prompt: str | None, chat: bool, system: str | None, output: Path | None, as_json: bool, **options: Any
-) -> None:
-    """Generate text from BUNDLE, greedily unless --temperature is given, and print it as it comes."""
+@text_options
+@image_options
+def generate(bundle: Path, *, output: Path | None, as_json: bool, backend: str, threads: int | None, **options: Any) -> None:
+    """Generate from BUNDLE: text is printed as it comes, images are written to -o.
+
+    \b
+    edgegen generate smollm2.bundle --prompt "Once upon a time"
+    edgegen generate dcgan.bundle --count 16 --seed 3 -o sheet.png
+    """  # noqa: D301 -- \b keeps click from joining the lines
+    from edgegen.cli import images
+
+    family = images.image_family(bundle)
+    chosen = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    if family is None:
+        images.refuse_image_options(bundle, chosen)
+        _text(bundle, output, as_json, backend, threads, options)
+    else:
+        job = images.plan(family, chosen, output)
+        images.run(job, bundle, backend, threads, as_json=as_json)
+
+
+def _text(bundle: Path, output: Path | None, as_json: bool, backend: str, threads: int | None, options: dict[str, Any]) -> None:
     from edgegen.cli import text
     from edgegen.runtime import load
 
+    prompt, chat, system = options.pop("prompt"), options.pop("chat"), options.pop("system")
+    options.pop("no_metadata")
     _check_usage(prompt, chat, system, one_result=as_json or output is not None)
     if options["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs goes with --json")
     if output is not None:
         check_folder(output)
-    backend, threads = options.pop("backend"), options.pop("threads")
     with load(bundle, backend, threads=threads) as model:
         speaker = model.chat(system=system) if chat else None
         if prompt is None:

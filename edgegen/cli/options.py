@@ -1,7 +1,7 @@
 """Options that several commands share, and the one way to print an object."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,28 +47,115 @@ def read_logit_bias(_context: click.Context, _option: click.Parameter, values: t
         raise click.BadParameter("give TOKEN_ID=BIAS, for example 42=-5") from error
 
 
-def sampling_options(command: F) -> F:
-    """Add every option of text generation; those not given stay None, and the library's defaults hold."""
-    options = [
-        click.option("--max-new-tokens", type=int, help="Stop after so many tokens.  [default: 256]"),
-        click.option("--temperature", type=float, help="0 takes the likeliest token each time.  [default: 0]"),
-        click.option("--top-k", type=int, help="Draw among the k likeliest tokens."),
-        click.option("--top-p", type=float, help="Draw among the likeliest tokens that sum to this probability."),
-        click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest one's probability."),
-        click.option("--repetition-penalty", type=float, help="Above 1: what was there comes less often."),
-        click.option("--presence-penalty", type=float, help="Subtracted once from the logit of each generated token."),
-        click.option("--frequency-penalty", type=float, help="Subtracted for each time that a token was generated."),
-        click.option(
-            "--logit-bias", multiple=True, callback=read_logit_bias, metavar="ID=BIAS", help="Added to a token's logit."
-        ),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
-        click.option("--seed", type=int, help="The same seed gives the same text."),
-        click.option("--logprobs", type=int, help="Report so many alternatives for each token (with --json)."),
-        click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="Stop after so many seconds."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def read_numbers(_context: click.Context, _option: click.Parameter, value: str | None) -> int | list[int] | None:
+    """Read `3` or `1,2,3`: a callback of click."""
+    if value is None:
+        return None
+    try:
+        numbers = [int(number) for number in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter("give a number, or one for each image: 0,1,2") from error
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def read_mix(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read `SEED:LAYER`: a callback of click."""
+    if value is None:
+        return None
+    try:
+        seed, layer = map(int, value.split(":"))
+    except ValueError as error:
+        raise click.BadParameter("give SEED:LAYER, for example 7:4") from error
+    return seed, layer
+
+
+def read_path(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, str, int] | None:
+    """Read `A:B:N`, where A and B are seeds or files: a callback of click."""
+    if value is None:
+        return None
+    first, _, rest = value.partition(":")
+    last, _, steps = rest.rpartition(":")
+    if not first or not last or not steps.isdigit():
+        raise click.BadParameter("give A:B:N, two seeds (or two image files) and how many images, for example 3:7:8")
+    return first, last, int(steps)
+
+
+class SectionOption(click.Option):
+    """An option that is listed under a heading of its own."""
+
+    def __init__(self, *arguments: Any, section: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.section = section
+
+
+class SectionCommand(click.Command):
+    """A command whose options are listed by their sections; those without one come first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "section", "") or "Options", []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def section_options(section: str, options: Mapping[str, dict[str, Any]]) -> Callable[[F], F]:
+    """Add options under one heading: their flags (with the parameter's name, where that differs), and what click wants."""
+
+    def add(command: F) -> F:
+        for names, settings in reversed(list(options.items())):
+            command = click.option(*names.split(), cls=SectionOption, section=section, **settings)(command)
+        return command
+
+    return add
+
+
+TEXT, IMAGES = "Language models", "Image models (each family takes some of these)"
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_text_options: dict[str, dict[str, Any]] = {
+    "--chat": {"is_flag": True, "help": "Use the model's chat template; without --prompt, hold a conversation."},
+    "--system": {"help": "System message of the chat."},
+    "--max-new-tokens": {"type": int, "help": "Stop after so many tokens.  [default: 256]"},
+    "--temperature": {"type": float, "help": "0 takes the likeliest token each time.  [default: 0]"},
+    "--top-k": {"type": int, "help": "Draw among the k likeliest tokens."},
+    "--top-p": {"type": float, "help": "Draw among the likeliest tokens that sum to this probability."},
+    "--min-p": {"type": float, "help": "Drop tokens below this share of the likeliest one's probability."},
+    "--repetition-penalty": {"type": float, "help": "Above 1: what was there comes less often."},
+    "--presence-penalty": {"type": float, "help": "Subtracted once from the logit of each generated token."},
+    "--frequency-penalty": {"type": float, "help": "Subtracted for each time that a token was generated."},
+    "--logit-bias": {
+        "multiple": True,
+        "callback": read_logit_bias,
+        "metavar": "ID=BIAS",
+        "help": "Added to a token's logit.",
+    },
+    "--stop": {"multiple": True, "metavar": "TEXT", "help": "End before this text; may be given several times."},
+    "--logprobs": {"type": int, "help": "Report so many alternatives for each token (with --json)."},
+}
+_image_options: dict[str, dict[str, Any]] = {
+    "--count": {"type": int, "help": "Images to make.  [default: 1]"},
+    "--class class_ids": {"metavar": "N[,N...]", "callback": read_numbers, "help": "Class of all images, or of each."},
+    "--psi": {"type": float, "help": "Truncation: 1 for all of the variety, 0 for the mean image."},
+    "--mix": {"metavar": "SEED:LAYER", "callback": read_mix, "help": "Take the styles from this layer on from another seed."},
+    "--steps": {"type": int, "help": "Denoising steps."},
+    "--stepper": {"metavar": "NAME", "help": "How to step: ddim, euler, ..."},
+    "--guidance": {"type": float, "help": "How closely to follow the prompt or class; 1 for no guidance."},
+    "--negative-prompt": {"metavar": "TEXT", "help": "What the image should not show."},
+    "--height": {"type": int, "help": "In pixels."},
+    "--width": {"type": int, "help": "In pixels."},
+    "--init-image": {"type": _FILE, "metavar": "FILE", "help": "Start from this image instead of noise."},
+    "--strength": {"type": float, "help": "How much of it to make anew, 0 to 1."},
+    "--mask": {"type": _FILE, "metavar": "FILE", "help": "White where the image is to be made anew."},
+    "--input input_image": {"type": _FILE, "metavar": "FILE", "help": "Image for an image-to-image model, or to reconstruct."},
+    "--interpolate": {"metavar": "A:B:N", "callback": read_path, "help": "N images on the way from seed (or file) A to B."},
+    "--no-metadata": {"is_flag": True, "help": "Leave seed, model and parameters out of the PNG files."},
+}
+text_options = section_options(TEXT, _text_options)
+image_options = section_options(IMAGES, _image_options)
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
