@@ -1,44 +1,137 @@
-"""What is measured: models as PyTorch modules, with random weights (speed does not depend on them), and what they are fed.
+"""What is measured: models as PyTorch modules with random weights (speed does not depend on them), and what they are fed.
 
-Runs in the torch workers and where the bundles are made; nothing is imported before it is used.
+Runs in every worker and where the bundles are made; nothing is imported before it is used.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A module, the family and graph that edgegen makes of it, and its inputs at a batch.
+    """Modules by graph as a recipe gives them, and the graph that is measured, with its inputs as text."""
 
-    `modules`: what the recipe returns, by graph; `graph`: the one that is measured; `specs`: its inputs and outputs as text.
-    """
-
+    name: str
     family: str
     graph: str
     modules: dict
     inputs: dict
     outputs: dict
     axes: dict
-    settings: dict
+    settings: dict = field(default_factory=dict)
+    batches: tuple = (1, 8)
+    source: object = None  # of the weights, where they are real ones
 
     @property
-    def module(self) -> Any:
-        return self.modules[self.graph]
+    def module(self):
+        return self.modules[self.graph].eval()
+
+
+def make(name):
+    """The subject of that name, the same weights each time."""
+    import torch
+
+    torch.manual_seed(SEED)
+    return SUBJECTS[name](name)
 
 
 def feeds(subject, batch):
     """Inputs of the measured graph by name: torch tensors, the same each time."""
     import torch
+
     from edgegen.export.parts import parse_spec
 
     generator, found = torch.Generator().manual_seed(SEED), {}
+    opt = {axis: sizes[1] for axis, sizes in subject.axes.items()} | {"batch": batch}
     for spec in map(parse_spec, subject.inputs[subject.graph]):
-        sizes = [batch if axis == "batch" else axis for axis in spec.axes]
-        if spec.dtype == "float32":
-            found[spec.name] = torch.randn(sizes, generator=generator)
-        else:
-            found[spec.name] = torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
+        sizes = [opt[axis] if isinstance(axis, str) else axis for axis in spec.axes]
+        is_float = spec.dtype == "float32"
+        found[spec.name] = (
+            torch.randn(sizes, generator=generator) if is_float else torch.zeros(sizes, dtype=getattr(torch, spec.dtype))
+        )
     return found
+
+
+def _dcgan(name):
+    from edgegen.models.dcgan import Generator
+
+    return Subject(
+        name, "gan", "generator", {"generator": Generator(latent_size=100, image_size=64, channels=3)},
+        {"generator": ("z float32[batch, 100]",)}, {"generator": ("image float32[batch, 3, 64, 64]",)}, {"batch": (1, 1, 16)},
+    )  # fmt: skip
+
+
+def _vae(size, batches):
+    def build(name):
+        import torch
+        from diffusers import AutoencoderKL
+
+        model = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(32, 64, 64), latent_channels=4, norm_num_groups=16,
+        )  # fmt: skip
+
+        class Decoder(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.post, self.decoder = model.post_quant_conv, model.decoder
+
+            def forward(self, latent):
+                return self.decoder(self.post(latent))
+
+        class Encoder(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.quant = model.encoder, model.quant_conv
+
+            def forward(self, image):
+                return self.quant(self.encoder(image)).chunk(2, dim=1)
+
+        small = size // 4
+        latent = f"float32[batch, 4, {small}, {small}]"
+        return Subject(
+            name, "vae", "decoder", {"encoder": Encoder(), "decoder": Decoder()},
+            {"encoder": (f"image float32[batch, 3, {size}, {size}]",), "decoder": (f"latent {latent}",)},
+            {"encoder": (f"mean {latent}", f"log_variance {latent}"), "decoder": (f"image float32[batch, 3, {size}, {size}]",)},
+            {"batch": (1, 1, 8)}, batches=batches,
+        )  # fmt: skip
+
+    return build
+
+
+def unet():
+    """A small U-Net: 32 x 32, attention at the lower half."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=32, in_channels=3, out_channels=3, block_out_channels=(32, 64, 128), layers_per_block=2,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), norm_num_groups=16,
+    )  # fmt: skip
+
+
+def _unet_step(name):
+    import torch
+
+    class Denoiser(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = unet()
+
+        def forward(self, sample, timestep):
+            return self.unet(sample, timestep).sample
+
+    return Subject(
+        name, "diffusion", "denoiser", {"denoiser": Denoiser()},
+        {"denoiser": ("sample float32[batch, 3, 32, 32]", "timestep float32[batch]")},
+        {"denoiser": ("prediction float32[batch, 3, 32, 32]",)}, {"batch": (1, 1, 16)},
+    )  # fmt: skip
+
+
+SUBJECTS = {
+    "dcgan": _dcgan,
+    "vae-128": _vae(128, (1, 8)),
+    "vae-512": _vae(512, (1,)),
+    "unet-step": _unet_step,
+}
