@@ -10,6 +10,7 @@
     ├── SourceError           a checkpoint that cannot be read
     ├── ExportError           a model that cannot be captured, quantized, lowered or written
     │   └── CaptureError      names the module, the operator and the cure
+    ├── TrainingError         a training that went wrong, or a state that cannot be gone on from
     └── ProofError            the graph and the original disagree
 
 The command line prints any of them as one line and exits with 1; every other exception is a bug and keeps its traceback.
@@ -64,6 +65,10 @@ class ExportError(EdgegenError):
 
 class CaptureError(ExportError):
     """A module that cannot become a graph: the message names the module, the operator and the cure."""
+
+
+class TrainingError(EdgegenError):
+    """A training that went wrong, or whose state cannot be gone on from."""
 
 
 class ProofError(EdgegenError):
