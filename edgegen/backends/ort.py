@@ -277,8 +277,6 @@ def _create(
     options: Callable[[], Any],
 ) -> tuple[Any, Sequence[Any]]:
     """A session, and the values that it reads where they are: they must live as long as it does."""
-    if not hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"):
-        raise BackendError(f"onnxruntime {ort.__version__} cannot take weights from memory; install 1.24 or newer")
     present = ort.get_available_providers()
     if provider not in present:
         raise BackendError(f"onnxruntime has no {provider} here; it has {', '.join(present)}")
@@ -314,6 +312,8 @@ def _create_in_place(
 
 
 def _create_with_copies(model: bytes, weights: Mapping[str, Content], options: Any, provider: str) -> Any:
+    if weights and not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise BackendError(f"onnxruntime {ort.__version__} cannot take these weights from memory; install 1.24 or newer")
     if weights:
         sizes = [memoryview(content).nbytes for content in weights.values()]
         options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)

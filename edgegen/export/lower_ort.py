@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgegen.errors import ExportError
-from edgegen.export.capture import OPSET
 from edgegen.export.lower import LINEAR_OP, finish, lower_weights, with_bias
 from edgegen.export.passes import initializer, insert_before, remove_dead, replace
 from edgegen.export.quantize.weight_only import Quantized
 from edgegen.export.weights import WeightTable
 
 _MS = "com.microsoft"
+_OPSET = 23  # all that is left of it: onnxruntime 1.23, the last one for Python 3.10, knows no 24
 
 
 def to_onnxruntime(model: ir.Model, table: WeightTable, windows: Sequence[int | None]) -> None:
@@ -23,7 +23,7 @@ def to_onnxruntime(model: ir.Model, table: WeightTable, windows: Sequence[int | 
     fuse_for_ort(model.graph, windows)
     merge_projections(model.graph)
     lower_weights(model.graph, table, ort_linear, ort_gather)
-    finish(model, table, {"": OPSET, _MS: 1})
+    finish(model, table, {"": _OPSET, _MS: 1})
 
 
 def ort_linear(graph: ir.Graph, node: ir.Node, name: str, matrix: np.ndarray | Quantized) -> ir.Value:
