@@ -15,6 +15,7 @@ from edgegen.export.capture_module import capture_part
 from edgegen.export.card import tensor_card
 from edgegen.export.halves import compute_in_half, store_in_half
 from edgegen.export.parts import Model
+from edgegen.export.prepare import round_weights
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
 from edgegen.export.write import write_variants
@@ -59,7 +60,7 @@ def _record(model: Model, request: Request) -> tuple[tuple[Tensors, Tensors], di
     if request.precision == "fp32":
         return (inputs, outputs), {}
     for part in model.parts.values():
-        part.module.half().float()
+        round_weights(part.module)
     again, rounded = model.reference()
     psnr_db = {name: TensorError.between(name, rounded[name], outputs[name]).psnr_db for name in outputs}
     return (again, rounded), {name: value for name, value in psnr_db.items() if value != float("inf")}
