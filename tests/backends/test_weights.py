@@ -150,12 +150,18 @@ def test_a_graph_that_onnxruntime_refuses_is_refused_in_one_line(session):
     assert "\n" not in str(caught.value)
 
 
-def test_an_onnxruntime_that_is_too_old_is_named_with_its_cure(monkeypatch, tiny_bundle):
+def test_an_onnxruntime_that_is_too_old_to_copy_from_memory_is_named_with_its_cure(monkeypatch, tiny_bundle):
     from edgegen.backends import ort as backend
 
-    class Old:
+    class Old(backend.ort.SessionOptions):
         """The session options of onnxruntime 1.23."""
 
+        @property
+        def add_external_initializers_from_files_in_memory(self):
+            raise AttributeError
+
     monkeypatch.setattr(backend.ort, "SessionOptions", Old)
-    with Bundle.open(tiny_bundle) as bundle, pytest.raises(BackendError, match=r"onnxruntime .* install 1\.24 or newer"):
-        open_session("onnxruntime", bundle, "decoder")
+    with Bundle.open(tiny_bundle) as bundle:
+        files = bundle.graph("decoder", "onnxruntime")
+        with pytest.raises(BackendError, match=r"onnxruntime .* install 1\.24 or newer"):
+            backend.OrtSession(files.model, files.weights, files.variant, files.axes)
