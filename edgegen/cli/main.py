@@ -19,6 +19,7 @@ from edgegen import __version__
 from edgegen.errors import EdgegenError
 
 COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported before it is asked for
+    "train": "edgegen.cli.train:train",
     "export": "edgegen.cli.export:export",
     "verify": "edgegen.cli.verify:verify",
     "generate": "edgegen.cli.generate:generate",

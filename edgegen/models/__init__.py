@@ -1,0 +1,1 @@
+"""Reference architectures in PyTorch: small, trainable here, and made to be captured."""
