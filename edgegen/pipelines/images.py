@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.errors import BackendError, InputError
+from edgegen.media import with_channels
 from edgegen.tensors import Tensor
 
 MAX_SEED = 2**64 - 1
@@ -19,6 +20,10 @@ class PixelRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     black: float = -1.0
     white: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.black) and np.isfinite(self.white) and self.black != self.white):
+            raise ValueError(f"black is {self.black} and white is {self.white}; they must be finite, and not the same")
 
     def to_uint8(self, images: Tensor) -> NDArray[np.uint8]:
         """Float [image, channel, height, width] -> uint8 [image, height, width, channel], rounded to the nearest.
@@ -64,10 +69,50 @@ def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
         raise InputError(f"count is {count}; it must be at least 1")
     if seed is None:
         return tuple(int(s) for s in np.random.default_rng().integers(0, 2**32, count))
-    seeds = tuple(seed) if isinstance(seed, Sequence) else tuple(range(seed, seed + count))
+    seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,)
+    if not all(isinstance(s, int | np.integer) for s in seeds):
+        raise InputError(f"seeds are whole numbers, not {str(seeds)[:60]}")
+    if not isinstance(seed, Sequence):
+        seeds = tuple(range(int(seed), int(seed) + count))
     if len(seeds) != count or not all(0 <= s <= MAX_SEED for s in seeds):
-        raise InputError(f"seeds are {seeds[:4]}; give one from 0 to 2**64 - 1, or {count} of them")
-    return seeds
+        raise InputError(f"seeds are {str(seeds[:4])[:60]}; give one from 0 to 2**64 - 1, or {count} of them")
+    return tuple(map(int, seeds))
+
+
+def class_ids_for(given: Any, count: int, classes: int) -> NDArray[np.int64] | None:
+    """The class of each image, int64 [image]; None for a model that knows no classes (`classes` is 0).
+
+    Raises InputError where they are missing, not wanted, of another number, or not from 0 to `classes` - 1.
+    """
+    if classes == 0:
+        if given is not None:
+            raise InputError("class_ids: this model knows no classes")
+        return None
+    wanted = f"this model has {classes} classes: give one or {count} of them, from 0 to {classes - 1}"
+    if given is None:
+        raise InputError(f"class_ids are missing; {wanted}")
+    ids = np.asarray(given)
+    fits = np.issubdtype(ids.dtype, np.integer) and ids.shape in ((), (count,))
+    if not fits or ids.min() < 0 or ids.max() >= classes:
+        raise InputError(f"class_ids are {str(given)[:60]}; {wanted}")
+    return np.broadcast_to(ids.astype(np.int64), (count,))
+
+
+def pixel_batch(given: Any, channels: int) -> NDArray[np.uint8]:
+    """A user's image or images as uint8 [image, height, width, channel], their channels as the model wants them.
+
+    Raises InputError where they are no uint8 images, or would lose colours or transparency.
+    """
+    pixels = np.asarray(given)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not pixels.size:
+        wanted = "uint8 [height, width, channel], or with an axis of images before them"
+        raise InputError(f"images are {wanted}, not {pixels.dtype}{list(pixels.shape)}")
+    batch = pixels[None] if pixels.ndim == 3 else pixels
+    if batch.shape[3] not in (1, 3, 4):
+        raise InputError(f"the images have {batch.shape[3]} channels; there are 1 (grey), 3 (RGB) or 4 (RGBA)")
+    if batch.shape[3] == channels:
+        return batch
+    return np.stack([with_channels(image, channels) for image in batch])
 
 
 def normal(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
