@@ -97,7 +97,7 @@ def _is_product(inputs: list[bytes], attributes: Mapping[bytes, int | None]) -> 
     """A graph that asks for exact arithmetic (accuracy_level below 4) keeps it."""
     form = [attributes.get(name, 0) for name in (b"bits", b"block_size", b"accuracy_level")]
     columns = attributes.get(b"K") or 1
-    return form == [4, BLOCK, 4] and columns % BLOCK == 0 and len(inputs) <= 6 and not any(inputs[3:5])
+    return form in ([4, BLOCK, 4], [8, BLOCK, 4]) and columns % BLOCK == 0 and len(inputs) <= 6 and not any(inputs[3:5])
 
 
 def _is_attention(inputs: list[bytes], attributes: Mapping[bytes, int | None], head_sizes: Mapping[str, int]) -> bool:

@@ -3,17 +3,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { TILE = 16, BLOCK = 32, RECORD = TILE * BLOCK / 2 + 2 * TILE };  // rows, inputs, bytes
+enum { TILE = 16, BLOCK = 32 };  // rows, inputs
 
-// Weights [rows, inputs] in tiles of 16 rows: for each block of 32 inputs a record of 256 bytes of codes and 16 float16 scales.
-// Byte 64j + 4r + c of a record holds the codes (0 to 15, 8 means zero) of row r: input 4j+c low, input 16+4j+c high. One thread
-// reads its tiles as one stream, which is what memory is fastest at.
+// Weights [rows, inputs] in tiles of 16 rows: for each block of 32 inputs a record of codes and 16 float16 scales. One thread
+// reads its tiles as one stream, which is what memory is fastest at. Byte 64j + 4r + c of a record belongs to row r:
+//   4 bits: two codes of 0 to 15, where 8 means zero: input 4j+c low, input 16+4j+c high (256 bytes)
+//   8 bits: the code of input 4j+c, from -128 to 127 (512 bytes)
+static inline size_t codes_bytes(int bits) { return (size_t)TILE * BLOCK * bits / 8; }
+static inline size_t record_bytes(int bits) { return codes_bytes(bits) + 2 * TILE; }
 
 // Activations [tokens, inputs], each block of 32 with its own scale (largest absolute value = 127).
 typedef struct {
   const int8_t *codes;    // [tokens, inputs]
   const float *scales;    // [tokens, blocks]
-  const int32_t *starts;  // [tokens, blocks]: -8 times the sum of a block's codes, which takes the weights' offset back
+  const int32_t *sums;    // [tokens, blocks]: of a block's codes; times the offset of the weights' codes they are too much
 } Activations;
 
 typedef struct {
@@ -36,9 +39,9 @@ typedef struct {
 
 typedef struct {
   const char *name;
-  void (*quantize)(const float *input, int blocks, int8_t *codes, float *scales, int32_t *starts);
-  void (*matmul)(const uint8_t *weights, int blocks, int rows, int first_tile, int last_tile, int tokens, Activations a,
-                 const float *bias, float *output);
+  void (*quantize)(const float *input, int blocks, int8_t *codes, float *scales, int32_t *sums);
+  void (*matmul)(const uint8_t *weights, int bits, int blocks, int rows, int first_tile, int last_tile, int tokens,
+                 Activations a, const float *bias, float *output);
   // Queries first_query .. last_query of one key/value head over the keys first_key .. last_key.
   void (*attend)(const Attention *a, int kv_head, int first_query, int last_query, int first_key, int last_key, Partial *p);
   void (*join)(const Attention *a, int kv_head, int first_query, int last_query, int pieces, const Partial *p);

@@ -66,11 +66,11 @@ static float float_attribute(OrtApi api, const OrtKernelInfo *info, const char *
   return status ? otherwise : value;
 }
 
-// ---- MatMulNBits: float32 [.., inputs] x 4-bit [rows, inputs] -> float32 [.., rows]
+// ---- MatMulNBits: float32 [.., inputs] x [rows, inputs] of 4 or 8 bits -> float32 [.., rows]
 
 typedef struct {
   OrtApi api;
-  int rows, blocks;
+  int bits, rows, blocks;
   uint8_t *weights;
 } MatMul;
 
@@ -98,18 +98,31 @@ static u8x16 regroup(const uint8_t *codes) {
   return first | second << 4;
 }
 
-// codes uint8 [rows, blocks, 16], the even input low; scales float32 [rows, blocks].
-static void pack(const uint8_t *codes, const float *scales, int rows, int blocks, uint8_t *packed) {
+// One row of a block, at its place in a record: 4 bits are regrouped, 8 bits become signed.
+static void pack_row(const uint8_t *codes, int bits, uint8_t *record) {
+  u8x16 parts[2];
+  if (bits == 4) {
+    parts[0] = regroup(codes);
+  } else {
+    memcpy(parts, codes, sizeof parts);
+    parts[0] ^= 128, parts[1] ^= 128;
+  }
+  for (int j = 0; j < bits; j++) memcpy(record + 64 * j, (const char *)parts + 4 * j, 4);
+}
+
+// codes uint8 [rows, blocks, 16 or 32], of 4 bits the even input low; scales float32 [rows, blocks].
+static void pack(const uint8_t *codes, const float *scales, int bits, int rows, int blocks, uint8_t *packed) {
+  const size_t block_bytes = (size_t)BLOCK * bits / 8;
   for (int t = 0; t < tiles_of(rows); t++)
-    for (int b = 0; b < blocks; b++, packed += RECORD)
-      for (int r = 0; r < TILE; r++) {
+    for (int b = 0; b < blocks; b++, packed += record_bytes(bits)) {
+      memset(packed, 0, record_bytes(bits));  // rows that are not there have the scale 0
+      for (int r = 0; r < TILE && t * TILE + r < rows; r++) {
         const size_t place = (size_t)(t * TILE + r) * blocks + b;
-        const int is_row = t * TILE + r < rows;
-        const u8x16 ready = is_row ? regroup(codes + place * (BLOCK / 2)) : (u8x16){0} + 0x88;
-        const uint16_t scale = is_row ? half_of(scales[place]) : 0;
-        for (int j = 0; j < 4; j++) memcpy(packed + 64 * j + 4 * r, (const char *)&ready + 4 * j, 4);
-        memcpy(packed + TILE * BLOCK / 2 + 2 * r, &scale, sizeof scale);
+        const uint16_t scale = half_of(scales[place]);
+        pack_row(codes + place * block_bytes, bits, packed + 4 * r);
+        memcpy(packed + codes_bytes(bits) + 2 * r, &scale, sizeof scale);
       }
+    }
 }
 
 static OrtStatus *constant(OrtApi api, const OrtKernelInfo *info, size_t index, Array *array) {
@@ -129,23 +142,24 @@ static int64_t elements_of(const Array *a) {
 static OrtStatus *create_matmul(const OrtOperator *op, OrtApi api, const OrtKernelInfo *info, void **kernel) {
   (void)op;
   const int64_t inputs = int_attribute(api, info, "K", 0), rows = int_attribute(api, info, "N", 0);
-  if (inputs < BLOCK || inputs % BLOCK || inputs > 1 << 24 || rows < 1 || rows > 1 << 24 ||
-      int_attribute(api, info, "bits", 4) != 4 || int_attribute(api, info, "block_size", 0) != BLOCK)
-    return refuse(api, "edgegen's MatMulNBits: only 4 bits in blocks of 32");
+  const int64_t bits = int_attribute(api, info, "bits", 4);
+  if (inputs < BLOCK || inputs % BLOCK || inputs > 1 << 24 || rows < 1 || rows > 1 << 24 || (bits != 4 && bits != 8) ||
+      int_attribute(api, info, "block_size", 0) != BLOCK)
+    return refuse(api, "edgegen's MatMulNBits: only 4 or 8 bits in blocks of 32");
   Array codes, scales;
   TRY(constant(api, info, 1, &codes));
   TRY(constant(api, info, 2, &scales));
   const int blocks = (int)(inputs / BLOCK);
-  if (elements_of(&codes) != rows * blocks * (BLOCK / 2) || elements_of(&scales) != rows * blocks)
+  if (elements_of(&codes) != rows * blocks * (BLOCK * bits / 8) || elements_of(&scales) != rows * blocks)
     return refuse(api, "edgegen's MatMulNBits: weights have another size than N and K say");
   MatMul *made = malloc(sizeof *made);
   if (!made) return no_memory(api);
-  *made = (MatMul){api, (int)rows, blocks, allocate((size_t)tiles_of((int)rows) * blocks * RECORD)};
+  *made = (MatMul){api, (int)bits, (int)rows, blocks, allocate((size_t)tiles_of((int)rows) * blocks * record_bytes((int)bits))};
   if (!made->weights) {
     free(made);
     return no_memory(api);
   }
-  pack(codes.data, scales.data, made->rows, blocks, made->weights);
+  pack(codes.data, scales.data, made->bits, made->rows, blocks, made->weights);
   *kernel = made;
   return NULL;
 }
@@ -162,7 +176,7 @@ typedef struct {
   int tokens, tiles, tiles_each;
   int8_t *codes;
   float *scales;
-  int32_t *starts;
+  int32_t *sums;
 } Product;
 
 enum { TOKENS_EACH = 16, BYTES_EACH = 32 << 10 };  // of one piece of work: a microsecond or two
@@ -172,15 +186,15 @@ static void quantize_piece(void *work, size_t piece) {
   const int blocks = p->op->blocks, first = (int)piece * TOKENS_EACH;
   for (int m = first; m < first + TOKENS_EACH && m < p->tokens; m++) {
     const size_t at = (size_t)m * blocks;
-    chosen->quantize(p->input + at * BLOCK, blocks, p->codes + at * BLOCK, p->scales + at, p->starts + at);
+    chosen->quantize(p->input + at * BLOCK, blocks, p->codes + at * BLOCK, p->scales + at, p->sums + at);
   }
 }
 
 static void multiply_piece(void *work, size_t piece) {
   const Product *p = work;
   const int first = (int)piece * p->tiles_each, last = first + p->tiles_each < p->tiles ? first + p->tiles_each : p->tiles;
-  const Activations a = {p->codes, p->scales, p->starts};
-  chosen->matmul(p->op->weights, p->op->blocks, p->op->rows, first, last, p->tokens, a, p->bias, p->output);
+  const Activations a = {p->codes, p->scales, p->sums};
+  chosen->matmul(p->op->weights, p->op->bits, p->op->blocks, p->op->rows, first, last, p->tokens, a, p->bias, p->output);
 }
 
 static OrtStatus *run_pieces(OrtApi api, OrtKernelContext *context, void (*piece)(void *, size_t), int count, void *work) {
@@ -195,9 +209,9 @@ static OrtStatus *multiply(OrtApi api, OrtKernelContext *context, Product *p) {
   if (!scratch) return no_memory(api);
   p->codes = (int8_t *)scratch;
   p->scales = (float *)(scratch + blocks * BLOCK);
-  p->starts = (int32_t *)(p->scales + blocks);
+  p->sums = (int32_t *)(p->scales + blocks);
   p->tiles = tiles_of(p->op->rows);
-  p->tiles_each = BYTES_EACH / (p->op->blocks * RECORD);
+  p->tiles_each = (int)(BYTES_EACH / (p->op->blocks * record_bytes(p->op->bits)));
   if (p->tiles_each < 1) p->tiles_each = 1;
   OrtStatus *status = run_pieces(api, context, quantize_piece, (p->tokens + TOKENS_EACH - 1) / TOKENS_EACH, p);
   if (!status) status = run_pieces(api, context, multiply_piece, (p->tiles + p->tiles_each - 1) / p->tiles_each, p);

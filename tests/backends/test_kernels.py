@@ -55,19 +55,20 @@ def build(nodes, inputs, outputs, constants) -> tuple[bytes, Variant]:
 
 
 class Matrix:
-    """A random 4-bit matrix as MatMulNBits wants it, and its values."""
+    """A random matrix of 4 or 8 bits as MatMulNBits wants it, and its values."""
 
-    def __init__(self, rows: int, columns: int, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.codes = rng.integers(0, 16, (rows, columns))
+    def __init__(self, rows: int, columns: int, bits: int = 4) -> None:
+        rng = np.random.default_rng(0)
+        self.bits, self.codes = bits, rng.integers(0, 1 << bits, (rows, columns))
         self.scales = rng.uniform(0.01, 0.1, (rows, columns // 32)).astype(np.float16).astype(np.float32)
-        self.values = (self.codes - 8.0) * np.repeat(self.scales, 32, axis=1)
-        self.packed = (self.codes[:, 0::2] | self.codes[:, 1::2] << 4).astype(np.uint8).reshape(rows, columns // 32, 16)
+        self.values = (self.codes - float(1 << (bits - 1))) * np.repeat(self.scales, 32, axis=1)
+        packed = self.codes if bits == 8 else self.codes[:, 0::2] | self.codes[:, 1::2] << 4
+        self.packed = packed.astype(np.uint8).reshape(rows, columns // 32, 4 * bits)
 
 
 def product(matrix: Matrix, *, bias=None, threads=2, **changed) -> OrtSession:
     rows, columns = matrix.codes.shape
-    attributes = {"K": columns, "N": rows, "bits": 4, "block_size": 32, "accuracy_level": 4} | changed
+    attributes = {"K": columns, "N": rows, "bits": matrix.bits, "block_size": 32, "accuracy_level": 4} | changed
     constants = {"codes": matrix.packed, "scales": matrix.scales.reshape(-1)} | ({} if bias is None else {"bias": bias})
     names = ["x", "codes", "scales"] + ([] if bias is None else ["", "", "bias"])
     node = helper.make_node("MatMulNBits", names, ["y"], domain=MICROSOFT, **attributes)
@@ -83,10 +84,11 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return (np.rint(blocks * inverse).astype(np.float64) * scale).reshape(x.shape)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 17, 40])
 @pytest.mark.parametrize(("rows", "columns"), [(48, 64), (37, 576), (5, 32), (4096, 96)])
-def test_a_product_is_what_arithmetic_says_for_any_shape(instructions, rows, columns, tokens):
-    matrix, x = Matrix(rows, columns), np.random.default_rng(1).standard_normal((1, tokens, columns)).astype(np.float32)
+def test_a_product_is_what_arithmetic_says_for_any_shape(instructions, rows, columns, tokens, bits):
+    matrix, x = Matrix(rows, columns, bits), np.random.default_rng(1).standard_normal((1, tokens, columns)).astype(np.float32)
     x[0, 0, :32] = 0  # a block without a scale
     with product(matrix) as session:
         assert session.kernels == own.kernels().instructions

@@ -14,51 +14,58 @@ static float noise(void) {
 
 static uint16_t half_power(int exponent) { return (uint16_t)((exponent + 15) << 10); }
 
-static double check_matmul(int rows, int blocks, int tokens) {
+static int code_of(const uint8_t *record, int bits, int r, int i) {
+  if (bits == 8) return (int8_t)record[64 * (i / 4) + 4 * r + i % 4];
+  const uint8_t pair = record[64 * (i % 16 / 4) + 4 * r + i % 4];
+  return (i < 16 ? pair & 15 : pair >> 4) - 8;
+}
+
+static double check_matmul(int bits, int rows, int blocks, int tokens) {
   const int tiles = (rows + TILE - 1) / TILE, inputs = blocks * BLOCK;
-  uint8_t *weights = calloc((size_t)tiles * blocks, RECORD);
+  const size_t record = record_bytes(bits), scales_at = codes_bytes(bits);
+  uint8_t *weights = calloc((size_t)tiles * blocks, record);
   float *input = malloc(sizeof(float) * tokens * inputs), *output = calloc((size_t)tokens * rows, sizeof(float));
   float *bias = malloc(sizeof(float) * rows), *scales = malloc(sizeof(float) * tokens * blocks);
   int8_t *codes = malloc((size_t)tokens * inputs);
-  int32_t *starts = malloc(sizeof(int32_t) * tokens * blocks);
+  int32_t *sums = malloc(sizeof(int32_t) * tokens * blocks);
   for (size_t i = 0; i < (size_t)tiles * blocks; i++) {
-    for (int j = 0; j < 256; j++) weights[i * RECORD + j] = (uint8_t)(128 * (noise() + 1));
+    for (size_t j = 0; j < scales_at; j++) weights[i * record + j] = (uint8_t)(128 * (noise() + 1));
+    weights[i * record] = 128;  // -128: what a signed byte cannot take the absolute value of
     for (int r = 0; r < TILE; r++) {
-      const uint16_t scale = half_power(-(int)(4 * (noise() + 1)));
-      memcpy(weights + i * RECORD + 256 + 2 * r, &scale, 2);
+      const uint16_t scale = half_power(-(int)(3 * (noise() + 1)) - bits);
+      memcpy(weights + i * record + scales_at + 2 * r, &scale, 2);
     }
   }
-  for (int i = 0; i < tokens * inputs; i++) input[i] = noise();
+  for (int i = 0; i < tokens * inputs; i++) input[i] = i % 7 ? noise() : i % 2 ? 1 : -1;  // also the largest that there are
   for (int r = 0; r < rows; r++) bias[r] = noise();
   for (int m = 0; m < tokens; m++)
-    KERNELS.quantize(input + m * inputs, blocks, codes + m * inputs, scales + m * blocks, starts + m * blocks);
-  KERNELS.matmul(weights, blocks, rows, 0, tiles, tokens, (Activations){codes, scales, starts}, bias, output);
+    KERNELS.quantize(input + m * inputs, blocks, codes + m * inputs, scales + m * blocks, sums + m * blocks);
+  KERNELS.matmul(weights, bits, blocks, rows, 0, tiles, tokens, (Activations){codes, scales, sums}, bias, output);
   double worst = 0;
   for (int m = 0; m < tokens; m++)
     for (int r = 0; r < rows; r++) {
       double sum = bias[r];
       for (int b = 0; b < blocks; b++) {
-        const uint8_t *record = weights + ((size_t)(r / TILE) * blocks + b) * RECORD;
+        const uint8_t *at = weights + ((size_t)(r / TILE) * blocks + b) * record;
         uint16_t half;
-        memcpy(&half, record + 256 + 2 * (r % TILE), 2);
+        memcpy(&half, at + scales_at + 2 * (r % TILE), 2);
         for (int i = 0; i < BLOCK; i++) {
-          const uint8_t pair = record[64 * (i % 16 / 4) + 4 * (r % TILE) + i % 4];
-          const int code = (i < 16 ? pair & 15 : pair >> 4) - 8;
           const double a = codes[m * inputs + b * BLOCK + i] * (double)scales[m * blocks + b];
           worst = fmax(worst, fabs(a - input[m * inputs + b * BLOCK + i]) > 0.51 * scales[m * blocks + b] ? 1 : 0);
-          sum += code * ldexp(1, (half >> 10) - 15) * a;
+          sum += code_of(at, bits, r % TILE, i) * ldexp(1, (half >> 10) - 15) * a;
         }
       }
       worst = fmax(worst, fabs(sum - output[m * rows + r]) / (1 + fabs(sum)));
     }
-  free(weights), free(input), free(output), free(bias), free(scales), free(codes), free(starts);
+  free(weights), free(input), free(output), free(bias), free(scales), free(codes), free(sums);
   return worst;
 }
 
 static double check_attention(int heads, int kv_heads, int size, int past, int tokens, int window, float softcap) {
   const int end = past + tokens, capacity = end + 3, group = heads / kv_heads;
   float *query = malloc(sizeof(float) * heads * tokens * size), *output = malloc(sizeof(float) * tokens * heads * size);
-  float *keys = malloc(sizeof(float) * kv_heads * capacity * size), *values = malloc(sizeof(float) * kv_heads * capacity * size);
+  float *keys = malloc(sizeof(float) * kv_heads * capacity * size);
+  float *values = malloc(sizeof(float) * kv_heads * capacity * size);
   for (int i = 0; i < heads * tokens * size; i++) query[i] = noise();
   for (int i = 0; i < kv_heads * capacity * size; i++) keys[i] = values[i] = NAN;  // what is not filled must not matter
   for (int h = 0; h < kv_heads; h++)
@@ -98,7 +105,8 @@ static double check_attention(int heads, int kv_heads, int size, int past, int t
 int main(void) {
   double product = 0, attention = 0;
   const int tokens[] = {1, 2, 3, 7, 16, 37};
-  for (int i = 0; i < 6; i++) product = fmax(product, check_matmul(i % 2 ? 48 : 37, 1 + i, tokens[i]));
+  for (int i = 0; i < 12; i++)
+    product = fmax(product, check_matmul(i < 6 ? 4 : 8, i % 2 ? 48 : 37, 1 + i % 6, tokens[i % 6]));
   attention = fmax(attention, check_attention(9, 3, 64, 100, 1, 0, 0));
   attention = fmax(attention, check_attention(12, 1, 32, 5, 9, 0, 0));
   attention = fmax(attention, check_attention(4, 4, 80, 40, 3, 16, 0));
