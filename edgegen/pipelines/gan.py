@@ -1,61 +1,257 @@
-"""Generative adversarial networks: latents in, images out."""
+"""Generative adversarial networks: latents in, images out; plain, class-conditional, or in two graphs as StyleGAN has them."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgegen.backends.base import Session
-from edgegen.errors import BundleError
+from edgegen.errors import BundleError, InputError
 from edgegen.pipelines.base import OpenSession
-from edgegen.pipelines.images import Images, PixelRange, normal, seeds_for
-from edgegen.tensors import Tensor, Tensors
+from edgegen.pipelines.batches import BatchedGraph
+from edgegen.pipelines.gan_options import Anatomy, Batch, GanSettings, Mix, Noise
+from edgegen.pipelines.image_to_image import Translator
+from edgegen.pipelines.images import Images, class_ids_for, normal, seeds_for
+from edgegen.pipelines.latents import Floats, layered, linear, mixed, spherical, truncated
+from edgegen.pipelines.tiling import Ramp
+from edgegen.tensors import Axis, Tensor, Tensors
 
 if TYPE_CHECKING:
     from edgegen.bundle import Bundle
 
-
-class GanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the manifest's `settings` hold for a GAN."""
-
-    pixels: PixelRange = PixelRange()
+OnProgress = Callable[[int, int], None]  # (images that are done, all)
+MOST_AT_ONCE = 64  # images, where the graphs would take more
+NOISE_FILE = "noise.bin"
 
 
 class Gan:
-    """A generator: `z` float32 [batch, ..] -> `image` float32 [batch, channel, height, width]."""
+    """A generator: the graph `generator`, or `mapping` and `synthesis`; or a network that changes images: `translator`.
+
+    Lifetime: owns its sessions and its bundle. Threads: several may use one pipeline; runs of the graphs take turns.
+
+    Args:
+        sessions: by graph name.
+        settings: of the bundle.
+        axes: bounds of the named axes, by graph; a batch of any size is run where they are not given.
+        noise: the fixed noise of each layer, float32 [1, height, width], where it is stored.
+    """
 
     bundle: "Bundle | None" = None
 
-    def __init__(self, generator: Session, settings: GanSettings) -> None:
-        self.generator, self.settings = generator, settings
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        settings: GanSettings,
+        axes: Mapping[str, Mapping[str, Axis]] | None = None,
+        noise: Sequence[Floats] = (),
+    ) -> None:
+        known = axes or {}
+        self.graphs = {name: BatchedGraph(session, known.get(name, {})) for name, session in sessions.items()}
+        self.settings = settings
+        self._stored = list(noise)
+        is_translator = "translator" in sessions
+        self.has = Anatomy(()) if is_translator else _anatomy(sessions, settings, bool(self._stored))
+        self.translator = Translator(sessions["translator"], settings, known.get("translator")) if is_translator else None
+        self._mean = np.asarray(settings.mean_w, np.float32)
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Gan":
-        """Read the settings and open the graph "generator". BundleError where they do not fit."""
+        """Read the settings and open the graphs. BundleError where they do not fit."""
         try:
             settings = msgspec.convert(bundle.manifest.settings, GanSettings)
         except msgspec.ValidationError as error:
             raise BundleError(f"the settings are not those of a GAN: {error}") from None
-        pipeline = cls(open_session("generator"), settings)
+        graphs = bundle.manifest.graphs
+        if set(graphs) not in ({"generator"}, {"mapping", "synthesis"}, {"translator"}):
+            raise BundleError(f"a GAN has generator, or mapping and synthesis, or translator; here are {sorted(graphs)}")
+        with contextlib.ExitStack() as stack:
+            sessions = {name: stack.enter_context(open_session(name)) for name in graphs}
+            stored = settings.stored_noise and "synthesis" in sessions
+            noise = _read_noise(bundle, _noise_shapes(sessions["synthesis"])) if stored else []
+            pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, noise)
+            stack.pop_all()
         pipeline.bundle = bundle
         return pipeline
 
-    def generate(self, *, count: int = 1, seed: int | Sequence[int] | None = None) -> Images:
-        """Make `count` images: see `Images` for what seeds mean."""
-        seeds = seeds_for(count, seed)
-        shape = [axis for axis in self.generator.inputs["z"].axes[1:] if isinstance(axis, int)]
-        made = [self.generator.run({"z": normal([one], shape)})["image"].copy() for one in seeds]
-        return Images(self.settings.pixels.to_uint8(np.concatenate(made)), seeds)
+    def generate(
+        self,
+        *,
+        count: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        class_ids: int | Sequence[int] | None = None,
+        latents: Any = None,
+        w: Any = None,
+        psi: float | None = None,
+        cutoff: int | None = None,
+        mix: Mix | None = None,
+        noise: Noise | None = None,
+        batch_size: int | None = None,
+        progress: OnProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> Images:
+        """Make images.
+
+        Args:
+            count: how many; if None, as many as there are latents, seeds or class ids, or one.
+            seed: see `Images`.
+            class_ids: of all images, or of each; a conditional model needs it.
+            latents: z, float32 [image, ...], instead of drawing it from the seeds.
+            w: instead of z and the mapping: float32 [W], [image, W] or [image, layer, W].
+            psi: truncation: 1 leaves w as it is, 0 makes every image the mean one, less than 1 trades variety for quality.
+            cutoff: how many layers, from the first, are truncated; all if None.
+            mix: (seed or z, layer): the styles from that layer on come from there.
+            noise: of each layer: "fixed" as stored, "seeded" from each image's seed, or "zero". If None, fixed if it is stored,
+                else seeded.
+            batch_size: how many images run at once; as many as were exported for, if None. Images do not depend on it, but for
+                the last bits of float32 sums, which may move a pixel by one grey level.
+            progress: called with (images done, all) after each batch.
+            deadline_s: no batch begins later; the images that are finished are returned, at least one batch.
+
+        Raises:
+            InputError: an option that does not fit, or that this model has no graph for.
+            BackendError: the model gives what is not finite.
+        """
+        self._require_latents()
+        started = time.perf_counter()
+        batch = self.has.batch(count, seed, class_ids, latents, w, self.has.style(psi, cutoff, mix, noise))
+        total, size = len(batch.seeds), self._batch_size(batch_size)
+        made: list[NDArray[np.uint8]] = []
+        for start in range(0, total, size):
+            if made and deadline_s is not None and time.perf_counter() - started > deadline_s:
+                break
+            made.append(self.settings.pixels.to_uint8(self._make(batch.part(start, start + size))))
+            if progress is not None:
+                progress(min(start + size, total), total)
+        pixels = np.concatenate(made)
+        given = {"class_ids": class_ids, "psi": psi, "cutoff": cutoff, "noise": noise, "mix": _told(mix)}
+        said = {name: value for name, value in given.items() if value is not None}
+        return Images(pixels, batch.seeds[: len(pixels)] if latents is None and w is None else (), said)
+
+    def interpolate(
+        self,
+        seed_a: int,
+        seed_b: int,
+        steps: int,
+        *,
+        class_ids: int | None = None,
+        psi: float | None = None,
+        cutoff: int | None = None,
+        mix: Mix | None = None,
+        noise: Noise | None = None,
+        batch_size: int | None = None,
+        progress: OnProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> Images:
+        """`steps` images on the way from one seed's to the other's: in w, or along the sphere in z where there is no mapping.
+
+        Seeded noise is that of `seed_a` in all of them, and the class is one. All else, and what is raised: see `generate`.
+        """
+        self._require_latents()
+        if steps < 2:
+            raise InputError(f"steps is {steps}; from one image to another there are at least 2")
+        z = normal(seeds_for(2, [seed_a, seed_b]), self.has.latent_shape)
+        options: dict[str, Any] = {"psi": psi, "cutoff": cutoff, "mix": mix, "noise": noise, "batch_size": batch_size}
+        options |= {"seed": [seed_a] * steps, "progress": progress, "deadline_s": deadline_s}
+        if not self.has.layers:
+            return self.generate(latents=spherical(z[0], z[1], steps), class_ids=class_ids, **options)
+        ids = class_ids_for(class_ids, 1, self.has.classes)
+        a, b = (self._map(end[None], ids)[0] for end in z)
+        return self.generate(w=linear(a, b, steps), **options)
+
+    def translate(
+        self,
+        pixels: Any,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        blend: int | None = None,
+        ramp: Ramp = "cosine",
+        progress: OnProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> Images:
+        """Change images: see `Translator.translate`. InputError where the bundle has no translator."""
+        if self.translator is None:
+            raise InputError("this bundle makes images from latents, with generate; changing images takes the graph translator")
+        return self.translator.translate(
+            pixels, tile=tile, overlap=overlap, blend=blend, ramp=ramp, progress=progress, deadline_s=deadline_s
+        )
+
+    def _require_latents(self) -> None:
+        if self.translator is not None:
+            raise InputError("this bundle changes images, with translate(pixels); it has no latents to make them from")
 
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
-        """The proof's tensors: `image` of the recorded `z`."""
-        yield "image", self.generator.run({"z": inputs["z"]})["image"]
+        """The proof's tensors, in order.
+
+        Args:
+            inputs: `z`, and `class_ids` if conditional; with styles also `other` (z to mix with), `psi`, `cutoff` and `layer`
+                (0-d), and every `noise.N`.
+        """
+        if self.translator is not None:
+            yield from self.translator.replay(inputs)
+            return
+        z, ids = inputs["z"], inputs.get("class_ids")
+        if not self.has.layers:
+            yield "image", self.graphs["generator"].run(_fed(z, ids))["image"]
+            return
+        w, other = self._map(z, ids), self._map(inputs["other"], ids)
+        yield "w", w
+        yield "w.other", other
+        noise = [inputs[f"noise.{layer}"] for layer in range(len(self.has.noise))]
+        styles, others = layered(w, self.has.layers), layered(other, self.has.layers)
+        yield "image", self._synthesise(styles, noise)
+        pulled = truncated(styles, self._mean, float(inputs["psi"]), int(inputs["cutoff"]))
+        yield "image.truncated", self._synthesise(pulled, noise)
+        yield "image.mixed", self._synthesise(mixed(styles, others, int(inputs["layer"])), noise)
+        for mode in self.has.constant_noise:
+            yield f"image.{mode}_noise", self._synthesise(styles, self._noise(mode, [0] * len(w)))
+
+    def _batch_size(self, asked: int | None) -> int:
+        """How many images at once: in the ranges of all graphs."""
+        if asked is not None and asked < 1:
+            raise InputError(f"batch_size is {asked}; it must be at least 1")
+        most = min(MOST_AT_ONCE, *(graph.most for graph in self.graphs.values()))
+        return min(asked or most, most)
+
+    def _make(self, batch: Batch) -> Tensor:
+        """Float images of a batch that fits."""
+        z = normal(batch.seeds, self.has.latent_shape) if batch.z is None else batch.z
+        if not self.has.layers:
+            return self.graphs["generator"].run(_fed(z, batch.class_ids))["image"]
+        style, layers = batch.style, self.has.layers
+        w = layered(self._map(z, batch.class_ids) if batch.w is None else batch.w, layers)
+        if style.other is not None:
+            other = np.broadcast_to(style.other, z.shape)
+            w = mixed(w, layered(self._map(other, batch.class_ids), layers), style.layer)
+        if style.psi != 1.0:
+            w = truncated(w, self._mean, style.psi, style.cutoff)
+        return self._synthesise(w, self._noise(style.noise, batch.seeds))
+
+    def _map(self, z: Floats, class_ids: NDArray[np.int64] | None) -> Floats:
+        return self.graphs["mapping"].run(_fed(z, class_ids))["w"]
+
+    def _noise(self, mode: Noise, seeds: Sequence[int]) -> list[Tensor]:
+        """Noise of each layer: [image, 1, height, width]."""
+        if mode == "fixed":
+            return [np.repeat(noise[None], len(seeds), axis=0) for noise in self._stored]
+        if mode == "zero":
+            return [np.zeros((len(seeds), *shape), np.float32) for shape in self.has.noise]
+        # Stream 0 is z's.
+        return [normal(seeds, shape, stream=layer + 1) for layer, shape in enumerate(self.has.noise)]
+
+    def _synthesise(self, w: Floats, noise: Sequence[Tensor]) -> Tensor:
+        feed = {"w": w} | {f"noise.{layer}": array for layer, array in enumerate(noise)}
+        return self.graphs["synthesis"].run(feed)["image"]
 
     def close(self) -> None:
         """Free everything. Closing twice is allowed."""
-        self.generator.close()
+        for graph in self.graphs.values():
+            graph.session.close()
         if self.bundle is not None:
             self.bundle.close()
 
@@ -64,3 +260,56 @@ class Gan:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _read_noise(bundle: "Bundle", shapes: Sequence[Sequence[int]]) -> list[Floats]:
+    """The fixed noise of each layer, [1, height, width], from the bundle's file."""
+    data = bundle.read(NOISE_FILE)
+    ends = [int(end) for end in np.cumsum([int(np.prod(shape)) for shape in shapes])]
+    if not ends or len(data) != 4 * ends[-1]:
+        raise BundleError(f"{NOISE_FILE} has {len(data)} bytes; they do not fill the layers' noise {[list(s) for s in shapes]}")
+    parts = np.split(np.frombuffer(data, "<f4"), ends[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _noise_shapes(synthesis: Session) -> tuple[tuple[int, ...], ...]:
+    """Of each layer's noise, [1, height, width]: the inputs noise.0, noise.1, ..."""
+    names = [name for name in synthesis.inputs if name.startswith("noise.")]
+    if {f"noise.{layer}" for layer in range(len(names))} != set(names):
+        raise BundleError(f"the graph synthesis takes {sorted(names)}; they must be noise.0, noise.1, ...")
+    return tuple(_fixed(synthesis, f"noise.{layer}") for layer in range(len(names)))
+
+
+def _fixed(session: Session, name: str) -> tuple[int, ...]:
+    """The sizes of an input without its batch."""
+    spec = session.inputs.get(name)
+    sizes = tuple(axis for axis in spec.axes[1:] if isinstance(axis, int)) if spec is not None else ()
+    if spec is None or len(sizes) != len(spec.axes) - 1:
+        raise BundleError(f"a GAN's graph takes {name}, of one size but for the batch; here is {spec}")
+    return sizes
+
+
+def _anatomy(sessions: Mapping[str, Session], settings: GanSettings, has_noise: bool) -> Anatomy:
+    """What this generator has. BundleError where graphs and settings do not go together."""
+    entry = sessions.get("mapping") or sessions["generator"]
+    latent, is_conditional = _fixed(entry, "z"), "class_ids" in entry.inputs
+    if is_conditional != (settings.classes > 0):
+        raise BundleError(f"the settings say {settings.classes} classes; the graph takes {sorted(entry.inputs)}")
+    if "synthesis" not in sessions:
+        return Anatomy(latent, settings.classes)
+    w = _fixed(sessions["synthesis"], "w")
+    if len(w) != 2 or len(settings.mean_w) not in (0, w[1]):
+        raise BundleError(f"the mean latent has {len(settings.mean_w)} numbers; w is [layer, W]: {list(w)}")
+    noise = _noise_shapes(sessions["synthesis"])
+    return Anatomy(latent, settings.classes, *w, noise, bool(settings.mean_w), has_noise)
+
+
+def _fed(z: Floats, class_ids: NDArray[np.int64] | None) -> dict[str, Tensor]:
+    return {"z": z} if class_ids is None else {"z": z, "class_ids": class_ids}
+
+
+def _told(mix: Mix | None) -> Any:
+    """For the parameters: a seed is told, latents are too many numbers."""
+    if mix is None:
+        return None
+    return [int(mix[0]) if isinstance(mix[0], int | np.integer) else "latents", int(mix[1])]

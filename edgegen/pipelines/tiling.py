@@ -33,6 +33,7 @@ class Tiling:
         blend: how wide the ramp between neighbours is; at most `overlap`. 0: a hard cut.
         ramp: its shape.
         multiple: tiles begin and end at multiples of it; what a network that halves its input twice needs is 4.
+        least: the smallest side of a tile; `tile` for a network of one fixed size. Tiles are no larger than their number asks.
 
     Raises:
         InputError: on construction, where these do not go together.
@@ -43,6 +44,7 @@ class Tiling:
     blend: int
     ramp: Ramp = "cosine"
     multiple: int = 1
+    least: int = 1
 
     def __post_init__(self) -> None:
         if self.multiple < 1 or self.tile < self.multiple or self.tile % self.multiple:
@@ -58,7 +60,7 @@ class Tiling:
 
     @property
     def _overlap(self) -> int:
-        return _up(self.overlap, self.multiple)
+        return up(self.overlap, self.multiple)
 
     def spans(self, length: int) -> list[tuple[int, int]]:
         """Where tiles begin and end along an axis: all of one size, spread evenly; one where `length` fits in a tile.
@@ -71,8 +73,9 @@ class Tiling:
             return [(0, length)]
         units, tile, overlap = (n // self.multiple for n in (length, self.tile, self._overlap))
         steps = math.ceil((units - tile) / (tile - overlap))
+        tile = max(math.ceil((units + steps * overlap) / (steps + 1)), math.ceil(self.least / self.multiple))
         starts = [i * (units - tile) // steps * self.multiple for i in range(steps + 1)]
-        return [(start, start + self.tile) for start in starts]
+        return [(start, start + tile * self.multiple) for start in starts]
 
 
 class Piece(NamedTuple):
@@ -110,7 +113,9 @@ def pieces(length: int, tiling: Tiling, scale: Fraction = Fraction(1)) -> list[P
     return result
 
 
-def strips(run: RunTile, images: Tensor, tiling: Tiling, scale: Fraction = Fraction(1)) -> Iterator[NDArray[np.float32]]:
+def strips(
+    run: RunTile, images: Tensor, tiling: Tiling, scale: Fraction = Fraction(1), *, across: Tiling | None = None
+) -> Iterator[NDArray[np.float32]]:
     """Run `run` tile by tile; give the finished rows from top to bottom, so that no more than a strip is held in float32.
 
     Args:
@@ -119,6 +124,7 @@ def strips(run: RunTile, images: Tensor, tiling: Tiling, scale: Fraction = Fract
         images: [image, channel, height, width], of any dtype; sides must be multiples of `tiling.multiple`.
         tiling: how to cut.
         scale: output pixels for each input pixel.
+        across: how to cut the width, where `tiling` holds for the height only.
 
     Yields:
         float32 [image, channel, rows, width * scale]; all rows together are height * scale.
@@ -126,7 +132,7 @@ def strips(run: RunTile, images: Tensor, tiling: Tiling, scale: Fraction = Fract
     Raises:
         InputError: the sides do not fit, or `run` gives another size.
     """
-    columns = pieces(images.shape[3], tiling, scale)
+    columns = pieces(images.shape[3], across or tiling, scale)
     rows = pieces(images.shape[2], tiling, scale)
     pending: NDArray[np.float32] | None = None
     for index, row in enumerate(rows):
@@ -160,24 +166,26 @@ def tiled(run: RunTile, images: Tensor, tiling: Tiling, scale: Fraction = Fracti
     return np.concatenate(list(strips(run, images, tiling, scale)), axis=2)
 
 
-def padded(images: Tensor, least: int, multiple: int = 1) -> Tensor:
+def padded(images: Tensor, least: int | tuple[int, int], multiple: int = 1) -> Tensor:
     """Reflect [image, channel, height, width] beyond its right and lower edge until both sides are allowed.
 
     Args:
         images: of any dtype.
-        least: the smallest allowed side.
+        least: the smallest allowed side, or height and width.
         multiple: sides become multiples of it.
 
     Returns:
         The same array where nothing is missing.
     """
-    missing = [_up(max(size, least), multiple) - size for size in images.shape[2:]]
+    sides = least if isinstance(least, tuple) else (least, least)
+    missing = [up(max(size, side), multiple) - size for size, side in zip(images.shape[2:], sides, strict=True)]
     if not any(missing):
         return images
     return np.pad(images, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])), mode="reflect")
 
 
-def _up(size: int, multiple: int) -> int:
+def up(size: int, multiple: int) -> int:
+    """The multiple that is not below `size`."""
     return -(-size // multiple) * multiple
 
 
