@@ -157,7 +157,7 @@ def spaced(schedule: Schedule, steps: int, *, whole: bool = True, spare: int = 0
         whole_count: Doubles = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
         return whole_count
     if schedule.spacing == "leading":
-        times: Doubles = (np.arange(steps + spare) * (count // (steps + spare)))[::-1][:steps] + float(schedule.steps_offset)
+        times = (np.arange(steps + spare) * (count // (steps + spare)))[::-1][:steps].astype(np.float64) + schedule.steps_offset
         if times[0] >= count or (steps > 1 and times[0] == times[1]):
             raise InputError(f"{steps} steps do not fit between {schedule.steps_offset} and {count}; take fewer")
         return times

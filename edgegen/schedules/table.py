@@ -101,6 +101,16 @@ class Walk:
         self.sample, self._next = self._next, self.sample
         return self.sample
 
+    def estimate(self, index: int, prediction: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The clean sample as the model sees it at the step `index`, which is not taken; valid until the next call."""
+        limit = self.trajectory.limit
+        estimate = self._sum(
+            self.trajectory.steps[index].estimate, {"sample": self.sample, "prediction": prediction}, self._estimate
+        )
+        if limit is not None:
+            limit.apply(estimate)
+        return estimate
+
     def _sum(self, terms: Terms, have: Mapping[str, NDArray[np.float32]], out: NDArray[np.float32]) -> NDArray[np.float32]:
         started = False
         for name, factor in terms.items():
