@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from edgegen.pipelines.images import Images
 
 INPUT_METHODS = ("translate", "reconstruct")  # what --input means to a family: the first that it has
-_FILES = ("init_image", "mask")
 _CLI_ONLY = ("no_metadata",)
 
 
@@ -40,7 +39,6 @@ class Job:
     method: str
     sources: tuple[Path | int, ...]  # image files, seeds, numbers: in the order in which the method takes them
     options: Mapping[str, Any]
-    takes: frozenset[str]
     output: Path
     metadata: bool
 
@@ -88,10 +86,9 @@ def plan(family: Family, chosen: Mapping[str, Any], output: Path | None) -> Job:
         method = "interpolate"
         first, last, count = options.pop("interpolate")
         sources = [_seed_or_file(first), _seed_or_file(last), count]
-    takes = frozenset(inspect.signature(getattr(family.pipeline, method)).parameters)
-    _refuse_unknown(family, method, options, takes)
+    _refuse_unknown(family, method, options)
     metadata = not options.pop("no_metadata", False)
-    return Job(method, tuple(sources), options, takes, output, metadata)
+    return Job(method, tuple(sources), options, output, metadata)
 
 
 def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: bool) -> None:
@@ -104,13 +101,19 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
 
     # Read before the model is loaded: a bad file is found at once.
     sources = [read_image(source) if isinstance(source, Path) else source for source in job.sources]
-    options = {name: read_image(value) if name in _FILES else value for name, value in job.options.items()}
+    options = dict(job.options)
+    if "init_image" in options:
+        options["init_image"] = read_image(options["init_image"])
+    if "mask" in options:
+        options["mask"] = read_image(options["mask"], 1)[:, :, 0]
     if options.get("prompt") == "-":
         from edgegen.cli.text import read_prompt
 
         options["prompt"] = read_prompt("-")
     with load(bundle, backend, threads=threads) as model:
-        with _progress(job) as more:
+        # One family may have several pipelines: of GANs, a translator is another than a generator.
+        _refuse_unknown(Family(bundle, model.bundle.manifest.family, type(model)), job.method, options)
+        with _progress(model, job.method) as more:
             images = getattr(model, job.method)(*sources, **options, **more)
         manifest = model.bundle.manifest
     facts = describe(images, manifest, job)
@@ -163,6 +166,15 @@ def _check_place(output: Path) -> None:
     check_folder(output)
 
 
+def _taken(pipeline: Any, method: str) -> frozenset[str]:
+    """The options that a method takes: by its signature, and those of `generate` where it hands all others on to it."""
+    parameters = inspect.signature(getattr(pipeline, method)).parameters
+    names = {name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
+    if len(names) < len(parameters) and method != "generate":
+        names |= _taken(pipeline, "generate")
+    return frozenset(names)
+
+
 def _seed_or_file(text: str) -> int | Path:
     return int(text) if text.isdigit() else Path(text)
 
@@ -174,8 +186,8 @@ def _flags(section: str | None = None) -> dict[str, str]:
     return {str(p.name): max(p.opts, key=len) for p in wanted if isinstance(p, click.Option)}
 
 
-def _refuse_unknown(family: Family, method: str, options: Mapping[str, Any], takes: frozenset[str]) -> None:
-    flags = _flags()
+def _refuse_unknown(family: Family, method: str, options: Mapping[str, Any]) -> None:
+    flags, takes = _flags(), _taken(family.pipeline, method)
     unknown = [flag for name, flag in flags.items() if name in options.keys() - takes - set(_CLI_ONLY)]
     if unknown:
         known = [flag for name, flag in flags.items() if name in takes]
@@ -188,9 +200,9 @@ def _refuse_unknown(family: Family, method: str, options: Mapping[str, Any], tak
 
 
 @contextmanager
-def _progress(job: Job) -> Iterator[dict[str, Callable[[int, int], None]]]:
+def _progress(model: Any, method: str) -> Iterator[dict[str, Callable[[int, int], None]]]:
     """Give the pipeline a callback that draws a bar on stderr; nothing where that is no terminal or the pipeline tells none."""
-    if "progress" not in job.takes or sys.stderr is None or not sys.stderr.isatty():
+    if "progress" not in _taken(type(model), method) or sys.stderr is None or not sys.stderr.isatty():
         yield {}
         return
     from rich.console import Console
@@ -198,5 +210,5 @@ def _progress(job: Job) -> Iterator[dict[str, Callable[[int, int], None]]]:
 
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(job.method, total=None)
+        task = bar.add_task(method, total=None)
         yield {"progress": lambda done, total: bar.update(task, completed=done, total=total)}

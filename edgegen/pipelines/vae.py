@@ -113,15 +113,22 @@ class Vae:
         graphs = bundle.manifest.graphs
         if set(graphs) not in ({"decoder"}, {"encoder", "decoder"}):
             raise BundleError(f"a VAE has the graphs encoder and decoder, or decoder alone; here are {sorted(graphs)}")
-        sessions = {name: open_session(name) for name in graphs}
-        pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()})
+        sessions: dict[str, Session] = {}
+        try:
+            for name in graphs:
+                sessions[name] = open_session(name)
+            pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()})
+        except BaseException:
+            for session in sessions.values():
+                session.close()
+            raise
         pipeline.bundle = bundle
         return pipeline
 
     def generate(
         self,
         *,
-        count: int = 1,
+        count: int | None = None,
         seed: int | Sequence[int] | None = None,
         class_ids: int | Sequence[int] | None = None,
         height: int | None = None,
@@ -132,7 +139,7 @@ class Vae:
         """Make images of latents drawn from the standard normal prior.
 
         Args:
-            count: how many.
+            count: how many; if None, as many as there are seeds or class ids, or one.
             seed: see `Images`.
             class_ids: of all images, or of each; a conditional model needs it.
             height: in pixels; the size that was exported as the usual one if None.
@@ -147,6 +154,8 @@ class Vae:
         if self.settings.codes:
             raise InputError("this model's latents are codes, which have no prior of their own: decode codes, or reconstruct")
         started = time.perf_counter()
+        if count is None:
+            count = next((len(given) for given in (seed, class_ids) if isinstance(given, Sequence | np.ndarray)), 1)
         seeds, shape = seeds_for(count, seed), self._latent_shape(height, width)
         ids = class_ids_for(class_ids, count, self.settings.classes)
         made: list[NDArray[np.uint8]] = []

@@ -8,4 +8,5 @@ from collections.abc import Mapping
 FAMILIES: Mapping[str, str] = {  # name: "module:function", `export(request, progress) -> report`
     "decoder_lm": "edgegen.export.families.decoder_lm:export",
     "gan": "edgegen.export.families.gan:export",
+    "vae": "edgegen.export.families.vae:export",
 }
