@@ -216,7 +216,9 @@ class Vae:
             InputError: latents that do not fit this model, or are not finite.
             BackendError: the model gives what is not finite.
         """
-        z = self._codes(latents) if self.settings.codes else checked("latents", latents, ("image", *self.latent_axes))
+        # Sides may be any, even of a graph of one size: larger ones go in tiles.
+        axes = (*self.latent_axes[:-2], "height", "width") if self.is_spatial else self.latent_axes
+        z = self._codes(latents) if self.settings.codes else checked("latents", latents, ("image", *axes))
         ids = class_ids_for(class_ids, len(z), self.settings.classes)
         parts = self.graphs["decoder"].batches(len(z))
         made = [self._decode(z[part], None if ids is None else ids[part], tile, overlap) for part in parts]

@@ -123,6 +123,8 @@ def test_images_and_latents_larger_than_was_exported_go_in_tiles():
     assert posterior.mean.shape == (1, 4, 25, 19)
     np.testing.assert_array_equal(vae.decode(posterior.mean).pixels[0], pixels)
     np.testing.assert_array_equal(vae.decode(posterior.mean, tile=4, overlap=1).pixels[0], pixels)
+    fixed = spatial(sides=(4, 4, 4))
+    np.testing.assert_array_equal(fixed.reconstruct(pixels).pixels[0], pixels)
     with pytest.raises(InputError, match="tile is 9; the decoder was exported for 2 to 8"):
         vae.decode(posterior.mean, tile=9)
 
