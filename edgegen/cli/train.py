@@ -38,9 +38,11 @@ def train(recipe: Path, output: Path, as_json: bool, **options: Any) -> None:
     loop = _loop()
     with _progress() as on_step:
         report = loop.train(recipe, output, loop.Options(**options), on_step)
-    echo_report(report, as_json)
+    if report.is_main:
+        echo_report(report, as_json)
+        if report.stopped is not None:
+            click.echo(f"edgegen: stopped; go on with: edgegen train {recipe} -o {output} --resume", err=True)
     if report.stopped is not None:
-        click.echo(f"edgegen: stopped; go on with: edgegen train {recipe} -o {output} --resume", err=True)
         click.get_current_context().exit(128 + report.stopped)
 
 

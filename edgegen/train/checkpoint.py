@@ -1,4 +1,4 @@
-"""Checkpoints: the weights to export, and beside them the state to go on from. Both safetensors, written whole or not at all."""
+"""Checkpoints: the weights to export, and beside them the state to go on from. Both are written whole or not at all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The one training loop: a recipe, an objective, steps, checkpoints and sample sheets. Devices and processes are accelerate's."""
+"""The one training loop: a recipe, an objective, steps, checkpoints, sample sheets. Devices and processes are accelerate's."""
 
 import signal
 import threading
@@ -53,13 +53,14 @@ class TrainReport:
     losses: Mapping[str, float]
     sheets: tuple[Path, ...] = ()
     stopped: int | None = None
+    is_main: bool = True  # of several processes one tells it
 
     def lines(self) -> list[str]:
         """For people."""
         losses = ", ".join(f"{name} {value:.4g}" for name, value in self.losses.items())
         pace = f"{self.taken} steps in {self.seconds:.0f} s" if self.taken else "nothing left to do"
         said = [f"{self.path}: step {self.steps}, {pace}{f', {losses}' if losses else ''}"]
-        return said + [f"last sample sheet: {self.sheets[-1]}"] * bool(self.sheets)
+        return [*said, *(f"last sample sheet: {path}" for path in self.sheets[-1:])]
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -91,11 +92,14 @@ def train(path: Path, output: Path, options: Options, on_step: OnStep | None = N
         with torch.random.fork_rng():
             run = _prepare(recipe, training, output, options, accelerator)
             with _stopping() as stop:
-                return run.go(stop, on_step)
+                report = run.go(stop, on_step)
+        accelerator.end_training()  # the processes part together
+        return report
     finally:
         # Its state is the process's: another training here may want another precision.
+        alone = accelerator.num_processes == 1
         AcceleratorState._reset_state()
-        if accelerator.num_processes == 1:
+        if alone:
             PartialState._reset_state()
 
 
@@ -135,7 +139,8 @@ class Run:
             if on_step is not None and self.accelerator.is_main_process:
                 on_step(done, self.steps, losses)
         seconds, taken = time.perf_counter() - started, self.state.steps - begin
-        return TrainReport(self.output, self.state.steps, taken, seconds, losses, tuple(self.sheets), stopped)
+        sheets, is_main = tuple(self.sheets), self.accelerator.is_main_process
+        return TrainReport(self.output, self.state.steps, taken, seconds, losses, sheets, stopped, is_main)
 
     def _step(self, stop: Stop) -> tuple[dict[str, float], int | None]:
         step, objective = self.state.steps, self.objective
@@ -181,6 +186,7 @@ class Run:
 
         torch.manual_seed(stream_seed(self.state.seed, SHEET))  # the same latents in each sheet
         images = self.objective.sample(SHEET_IMAGES).float().cpu()
+        # A sheet shows how far it is: a pixel that is not finite yet is no reason to stop.
         pixels = self.batches.pixels.to_uint8(torch.nan_to_num(images).numpy())
         path = folder / f"step-{self.state.steps:06d}.png"
         write_png(path, sheet(pixels, 10))
@@ -199,7 +205,7 @@ def _prepare(recipe: Recipe, training: Training, output: Path, options: Options,
     torch.manual_seed(stream_seed(state.seed, MODULES))
     assert recipe.modules is not None  # noqa: S101  # load_training has looked
     made = recipe.modules()
-    objective = training.objective(made if isinstance(made, Mapping) else {recipe.name: made})
+    objective = training.objective(made if isinstance(made, Mapping) else {"model": made})
     objective.accelerator = accelerator
     objective.to(accelerator.device)
     for optimizer in objective.optimizers.values():
