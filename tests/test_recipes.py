@@ -1,6 +1,8 @@
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from edgegen.errors import SourceError
 from edgegen.export import fetch
-from edgegen.export.fetch import fetch_from_wheel
+from edgegen.export.fetch import fetch_from_npm, fetch_from_wheel
 from edgegen.export.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -111,3 +113,40 @@ def test_a_failing_pip_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SourceError, match=r"^pip download edgegen-no-such-thing==1\.0 failed: ERROR") as caught:
         fetch_from_wheel("edgegen-no-such-thing==1.0", "x", DIGEST, 1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_an_npm_package_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def pack(package: str, directory: Path) -> Path:
+        calls.append(package)
+        with tarfile.open(directory / "thing.tgz", "w:gz") as archive:
+            entry = tarfile.TarInfo("package/model.json")
+            entry.size = len(CONTENT)
+            archive.addfile(entry, io.BytesIO(CONTENT))
+            archive.addfile(tarfile.TarInfo("package/folder/"))
+        return directory / "thing.tgz"
+
+    monkeypatch.setattr(fetch, "_pack", pack)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = fetch_from_npm("@some/thing@1.0.0", "package/model.json", DIGEST, len(CONTENT))
+    assert first.read_bytes() == CONTENT
+    assert fetch_from_npm("@some/thing@1.0.0", "package/model.json", DIGEST, len(CONTENT)) == first
+    assert calls == ["@some/thing@1.0.0"]
+    for member, digest, size, said in [
+        ("package/other.json", "1" * 64, len(CONTENT), "holds no package/other.json"),
+        ("package/model.json", "1" * 64, len(CONTENT), f"has sha256 {DIGEST}"),
+        ("package/model.json", "1" * 64, 100, "larger than the 100 bytes"),
+    ]:
+        with pytest.raises(SourceError, match=said):
+            fetch_from_npm("@some/thing@1.0.0", member, digest, size)
+    with pytest.raises(SourceError, match="give NAME@VERSION"):
+        fetch_from_npm("--registry=x", "package/model.json", DIGEST, 1)
+    assert [path.name for path in fetch.cache_directory().rglob("*") if path.is_file()] == ["model.json"]
+
+
+def test_a_missing_npm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SourceError, match="npm is not installed"):
+        fetch_from_npm("edgegen-no-such-thing@1.0.0", "x", DIGEST, 1)

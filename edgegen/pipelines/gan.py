@@ -190,7 +190,7 @@ class Gan:
 
         Args:
             inputs: `z`, and `class_ids` if conditional; with styles also `other` (z to mix with), `psi`, `cutoff` and `layer`
-                (0-d), and every `noise.N`.
+                (one number each), and every `noise.N`.
         """
         if self.translator is not None:
             yield from self.translator.replay(inputs)
@@ -205,9 +205,9 @@ class Gan:
         noise = [inputs[f"noise.{layer}"] for layer in range(len(self.has.noise))]
         styles, others = layered(w, self.has.layers), layered(other, self.has.layers)
         yield "image", self._synthesise(styles, noise)
-        pulled = truncated(styles, self._mean, float(inputs["psi"]), int(inputs["cutoff"]))
+        pulled = truncated(styles, self._mean, inputs["psi"].item(), inputs["cutoff"].item())
         yield "image.truncated", self._synthesise(pulled, noise)
-        yield "image.mixed", self._synthesise(mixed(styles, others, int(inputs["layer"])), noise)
+        yield "image.mixed", self._synthesise(mixed(styles, others, inputs["layer"].item()), noise)
         for mode in self.has.constant_noise:
             yield f"image.{mode}_noise", self._synthesise(styles, self._noise(mode, [0] * len(w)))
 

@@ -70,7 +70,7 @@ class Translator:
             tile: the largest side of a tile in input pixels: smaller ones need less memory. None: as large as was exported for.
             overlap: how many input pixels neighbours share. None: what makes seams vanish (twice the receptive field and the
                 ramp) where it is known and fits, else a quarter of a tile.
-            blend: how wide the ramp between neighbours is, in input pixels: 16 if None, or the overlap if that is less.
+            blend: how wide the ramp between neighbours is, in input pixels: if None, 16, or what the overlap leaves.
             ramp: its shape.
             progress: called with (tiles done, all).
             deadline_s: no tile begins later; the images that are finished are returned.
@@ -110,7 +110,7 @@ class Translator:
         """The proof's tensors: `image_out` of `image` float32, and again from tiles where there is `tile`."""
         yield "image_out", self._run(inputs["image"])
         if "tile" in inputs:
-            tile, overlap, blend = (int(inputs[name]) for name in ("tile", "overlap", "blend"))
+            tile, overlap, blend = (int(inputs[name].item()) for name in ("tile", "overlap", "blend"))
             cut = self._tilings(tile, overlap, blend, "cosine")[0]
             yield "image_out.tiled", tiled(self._run, inputs["image"], cut, self.scale)
 
@@ -126,11 +126,14 @@ class Translator:
                 f"tile is {tile}; this model was exported for sides of {least} to {most}, in multiples of {multiple}"
             )
         reach = self.settings.receptive_field
-        ramp_width = BLEND if blend is None else blend
         if overlap is None:
-            wanted = side // 4 if reach is None else 2 * reach + ramp_width
+            wanted = side // 4 if reach is None else 2 * reach + (BLEND if blend is None else blend)
             overlap = min(up(wanted, multiple), side // 2 // multiple * multiple)
-        return Tiling(side, overlap, min(ramp_width, overlap) if blend is None else blend, ramp, multiple, least)
+        if blend is None:
+            # A narrow ramp between pixels that are right is better than a wide one between pixels that are not.
+            room = overlap - 2 * (reach or 0)
+            blend = min(BLEND, room if room > 0 else overlap)
+        return Tiling(side, overlap, blend, ramp, multiple, least)
 
     def _run_pixels(self, clock: "_Clock") -> Callable[[Tensor], Tensor]:
         """Runs a tile of uint8 pixels, and tells that it did."""

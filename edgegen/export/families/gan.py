@@ -1,36 +1,78 @@
-"""The export half of GANs."""
+"""The export half of GANs: a generator; mapping and synthesis, as StyleGAN has them; or a network that changes images."""
+
+from collections.abc import Mapping
 
 import msgspec
+import numpy as np
 import torch
 
-from edgegen.errors import ExportError
 from edgegen.export.assemble import export_model
-from edgegen.export.parts import Model, Modules, Part, example
+from edgegen.export.families.gan_parts import Given, examples, scale_of
+from edgegen.export.families.gan_styles import build_styled
+from edgegen.export.parts import Model, Modules
+from edgegen.export.receptive import receptive_field
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
-from edgegen.pipelines.gan import GanSettings
-from edgegen.tensors import Tensors
+from edgegen.pipelines.image_to_image import BLEND
+from edgegen.pipelines.tiling import up
+from edgegen.tensors import Axis, Tensors, TensorSpec
 
 
 def export(request: Request, progress: Progress) -> TensorExportReport:
-    """Export a generator to a bundle: see `edgegen.export.assemble.export_model`."""
+    """Export a GAN to a bundle: see `edgegen.export.assemble.export_model`."""
     return export_model(request, build(request.source), progress)
 
 
 def build(source: Modules) -> Model:
     """The model of a source. ExportError where it lacks what a GAN needs."""
-    modules = {name or "generator": module for name, module in source.modules.items()}
-    if set(modules) != {"generator"}:
-        raise ExportError(f"a GAN has the graph generator; this source has {sorted(modules)}")
-    inputs = source.inputs.get("generator") or source.inputs.get("", ())
-    outputs = source.outputs.get("generator") or source.outputs.get("", ())
-    part = Part(modules["generator"], inputs, outputs)
-    settings = msgspec.convert(source.settings, GanSettings)
+    given = Given.of(source)
+    if "generator" in given.parts:
+        return _build_generator(given)
+    return _build_translator(given) if "translator" in given.parts else build_styled(given)
+
+
+def _build_generator(given: Given) -> Model:
+    part, classes = given.parts["generator"], given.settings.classes
 
     def reference() -> tuple[Tensors, Tensors]:
-        z = example(inputs[0], source.axes)
+        z = examples(part.inputs, given.axes)[0]
+        inputs = {"z": z, "class_ids": torch.arange(len(z)) % classes} if classes else {"z": z}
         with torch.no_grad():
-            image = part.module(z)
-        return {"z": z.numpy()}, {"image": image.numpy()}
+            image = part.module(*(inputs[spec.name] for spec in part.inputs))
+        return {name: tensor.numpy() for name, tensor in inputs.items()}, {"image": image.numpy()}
 
-    return Model("gan", {"generator": part}, source.axes, settings, reference)
+    return Model("gan", given.parts, given.axes, given.settings, reference)
+
+
+def _build_translator(given: Given) -> Model:
+    part, settings = given.parts["translator"], given.settings
+    scale = scale_of(part.module, part.inputs, given.axes)
+    usual = examples(part.inputs, given.axes)[0][:1]
+    reach = settings.receptive_field
+    if reach is None:
+        reach = receptive_field(part.module, usual, scale, settings.multiple)
+    settings = msgspec.structs.replace(settings, scale=(scale.numerator, scale.denominator), receptive_field=reach)
+    tiling = _tiling(part.inputs[0], given.axes, reach, settings.multiple)
+    sides = tuple(usual.shape[2:]) if not tiling else (up(tiling["tile"] * 3 // 2, settings.multiple),) * 2
+    drawn = np.random.Generator(np.random.Philox(0)).integers(0, 256, (1, *sides, usual.shape[1]), np.uint8)
+    image = settings.pixels.from_uint8(drawn)
+
+    def reference() -> tuple[Tensors, Tensors]:
+        with torch.no_grad():
+            made = part.module(torch.from_numpy(image)).numpy()
+        # The tiles' reference is the image in one piece: that is what they must not differ from.
+        again = {"image_out.tiled": made} if tiling else {}
+        return {"image": image} | {name: np.array(value) for name, value in tiling.items()}, {"image_out": made, **again}
+
+    return Model("gan", given.parts, given.axes, settings, reference)
+
+
+def _tiling(spec: TensorSpec, axes: Mapping[str, Axis], reach: int | None, multiple: int) -> dict[str, int]:
+    """Tiles that the proof can join, and hold to an image in one piece; none where sizes or the receptive field forbid it."""
+    bounds = [axes[axis] for axis in spec.axes[2:] if isinstance(axis, str)]
+    if reach is None or len(bounds) < 2:
+        return {}
+    overlap = up(2 * reach + BLEND, multiple)
+    tile = up(max(2 * overlap, *(bound.min for bound in bounds)), multiple)
+    fits = up(tile * 3 // 2, multiple) <= min(bound.max for bound in bounds)
+    return {"tile": tile, "overlap": overlap, "blend": BLEND} if fits else {}
