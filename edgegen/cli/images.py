@@ -86,7 +86,7 @@ def plan(family: Family, chosen: Mapping[str, Any], output: Path | None) -> Job:
         method = "interpolate"
         first, last, count = options.pop("interpolate")
         sources = [_seed_or_file(first), _seed_or_file(last), count]
-    _refuse_unknown(family, method, options)
+    refuse_unknown(family, method, options)
     metadata = not options.pop("no_metadata", False)
     return Job(method, tuple(sources), options, output, metadata)
 
@@ -112,9 +112,11 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
         options["prompt"] = read_prompt("-")
     with load(bundle, backend, threads=threads) as model:
         # One family may have several pipelines: of GANs, a translator is another than a generator.
-        _refuse_unknown(Family(bundle, model.bundle.manifest.family, type(model)), job.method, options)
-        with _progress(model, job.method) as more:
-            images = getattr(model, job.method)(*sources, **options, **more)
+        refuse_unknown(Family(bundle, model.bundle.manifest.family, type(model)), job.method, options)
+        with progress_bar(job.method) as progress:
+            if progress is not None and "progress" in _taken(type(model), job.method):
+                options["progress"] = progress
+            images = getattr(model, job.method)(*sources, **options)
         manifest = model.bundle.manifest
     facts = describe(images, manifest, job)
     files = write(images, job, facts)
@@ -186,29 +188,34 @@ def _flags(section: str | None = None) -> dict[str, str]:
     return {str(p.name): max(p.opts, key=len) for p in wanted if isinstance(p, click.Option)}
 
 
-def _refuse_unknown(family: Family, method: str, options: Mapping[str, Any]) -> None:
+def refuse_unknown(family: Family, method: str, options: Mapping[str, Any]) -> None:
+    """Raise InputError where the family's pipeline has no such method, or the method no such option."""
+    if not hasattr(family.pipeline, method):
+        hint = "" if method != "generate" else "; give the image to change with --input" * _takes_images(family)
+        raise InputError(f"{family.bundle}: this model of the family {family.name} does not {method}{hint}")
     flags, takes = _flags(), _taken(family.pipeline, method)
     unknown = [flag for name, flag in flags.items() if name in options.keys() - takes - set(_CLI_ONLY)]
     if unknown:
-        known = [flag for name, flag in flags.items() if name in takes]
-        if any(hasattr(family.pipeline, name) for name in INPUT_METHODS):
-            known.append(flags["input_image"])
-        if hasattr(family.pipeline, "interpolate"):
-            known.append(flags["interpolate"])
+        also = {"input_image": _takes_images(family), "interpolate": hasattr(family.pipeline, "interpolate")}
+        known = [flag for name, flag in flags.items() if name in takes or also.get(name)]
         said = f"{method} of the family {family.name}" if method != "generate" else f"the family {family.name}"
         raise InputError(f"{family.bundle}: {said} has no {', '.join(unknown)}; it takes {', '.join(known) or 'no options'}")
 
 
+def _takes_images(family: Family) -> bool:
+    return any(hasattr(family.pipeline, name) for name in INPUT_METHODS)
+
+
 @contextmanager
-def _progress(model: Any, method: str) -> Iterator[dict[str, Callable[[int, int], None]]]:
-    """Give the pipeline a callback that draws a bar on stderr; nothing where that is no terminal or the pipeline tells none."""
-    if "progress" not in _taken(type(model), method) or sys.stderr is None or not sys.stderr.isatty():
-        yield {}
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callback (done, all) that draws a bar on stderr, or None where stderr is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(method, total=None)
-        yield {"progress": lambda done, total: bar.update(task, completed=done, total=total)}
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported befo
     "verify": "edgegen.cli.verify:verify",
     "generate": "edgegen.cli.generate:generate",
     "bench": "edgegen.cli.bench:bench",
+    "eval": "edgegen.cli.eval:evaluate",
     "inspect": "edgegen.cli.inspect:inspect",
     "pack": "edgegen.cli.pack:pack",
     "doctor": "edgegen.cli.doctor:doctor",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 FAMILIES: Mapping[str, str] = {  # name: "module:function", `export(request, progress) -> report`
     "decoder_lm": "edgegen.export.families.decoder_lm:export",
+    "diffusion": "edgegen.export.families.diffusion:export",
+    "features": "edgegen.export.families.features:export",
     "gan": "edgegen.export.families.gan:export",
     "vae": "edgegen.export.families.vae:export",
 }
