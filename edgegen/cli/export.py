@@ -29,7 +29,17 @@ STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order:
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's directory, to be made.")
 @click.option("--family", help="Family of the model; by default what the source says.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file that replaces the source's weights.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A .safetensors file (for modules also .pt, .pth, .bin, .ckpt) that replaces the source's weights.",
+)
+@click.option(
+    "--input", "inputs", multiple=True, help='What a module takes: "z float32[batch, 128]", with several graphs "GRAPH: ..".'
+)
+@click.option("--returns", "outputs", multiple=True, help='What a module gives: "image float32[batch, 3, 64, 64]".')
+@click.option("--axis", "axes", multiple=True, help="Least, usual and greatest size of a named axis: batch=1..4..16.")
+@click.option("--setting", "settings", multiple=True, help="What the family's pipeline wants to know: NAME=JSON.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int4"]),
@@ -49,7 +59,8 @@ STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order:
 def export(source: str, output: Path, as_json: bool, **options: Any) -> None:
     """Export SOURCE to a bundle: ONNX, quantized, proven equal to the original.
 
-    SOURCE is a recipe.py, a Hugging Face directory (config.json, safetensors), or a .gguf file.
+    SOURCE is a recipe.py, package.module:function that returns modules, a Hugging Face directory (config.json, safetensors),
+    or a .gguf or .onnx file.
     """
     run = _export_function()
     with _progress() as progress:

@@ -1,9 +1,9 @@
 """HOW to export: from a source to a proven bundle. The workstation side: needs the extra `export`."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgegen.bundle import check_place
 from edgegen.errors import ExportError, InputError, UnknownNameError
@@ -25,20 +25,29 @@ def export(
     limit: float | None = None,
     context_length: int | None = None,
     name: str | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    axes: Sequence[str] = (),
+    settings: Sequence[str] = (),
     progress: Callable[[str, float], None] | None = None,
 ) -> "ExportReport":
     """Export `source` to a bundle at `output`; the proof is part of it.
 
     Args:
-        source: a recipe.py, a Hugging Face directory, or a .gguf file.
+        source: a recipe.py, `package.module:function` that returns modules, a Hugging Face directory, or a .gguf or .onnx file.
         output: the bundle's directory; it exists whole or not at all.
         family: the family, where the source does not say it.
-        checkpoint: a .safetensors file that replaces the source's weights.
+        checkpoint: a .safetensors file that replaces the source's weights; for modules also a state_dict of torch.save.
         precision: fp32, fp16, int8 or int4; None: the recipe's, else fp32.
         force: replace a bundle that is already there.
         limit: the largest mean KL of the next token against the original, in nats; None: by precision.
         context_length: tokens of prompt and answer together; None: the model's own, up to 8,192.
         name: the bundle's name; None: the source's.
+        inputs: what a module of one's own takes, in the order of its forward: "z float32[batch, 128]"; with several graphs
+            "mapping: z float32[batch, 512]".
+        outputs: what it gives, in the same way: "image float32[batch, 3, 64, 64]".
+        axes: bounds of named axes: "batch=1..4..16" (least, usual, most).
+        settings: what the family's pipeline wants to know, NAME=JSON.
         progress: called with the stage and the share of it that is done.
 
     Raises:
@@ -58,11 +67,12 @@ def export(
         if (error.name or "").startswith("edgegen"):
             raise
         raise ExportError(f'exporting needs {error.name}; install it: pip install "edgegen[export]"') from error
-    recipe = load_recipe(Path(source)) if source_kind(source) == "recipe" else None
-    wanted = family or (recipe.family if recipe else "decoder_lm")
+    kind = source_kind(source)
+    recipe = load_recipe(Path(source)) if kind == "recipe" else None
+    wanted = family or (recipe.family if recipe else None) or _usual_family(source, kind, FAMILIES)
     if wanted not in FAMILIES:
         raise UnknownNameError("family", wanted, FAMILIES)
-    opened = open_source(source, checkpoint)
+    opened = _declared(open_source(source, checkpoint), wanted, inputs, outputs, axes, settings)
     chosen = precision or (recipe.precision if recipe else "fp32")
     length = context_length or (recipe.context_length if recipe else None)
     request = Request(opened, output, chosen, name or opened.name, length, limit, force)  # type: ignore[arg-type]
@@ -71,3 +81,24 @@ def export(
         request, progress or (lambda _stage, _share: None)
     )
     return report
+
+
+def _usual_family(source: str, kind: str, families: Mapping[str, str]) -> str:
+    if kind in {"function", "onnx"}:
+        raise InputError(f"{source} does not say what kind of model it is; give --family, one of {', '.join(sorted(families))}")
+    return "diffusion" if kind == "diffusers" else "decoder_lm"
+
+
+def _declared(opened: Any, family: str, *options: Sequence[str]) -> Any:
+    """The source with what was declared of it; only modules of one's own have tensors to declare."""
+    from edgegen.export.declare import Declared, declare
+    from edgegen.export.parts import Modules
+
+    declared = Declared(*options)
+    if isinstance(opened, Modules):
+        if family == "decoder_lm":
+            raise InputError(f"{opened.name} is a module, and the family decoder_lm reads language models' checkpoints alone")
+        return declare(opened, declared, family)
+    if declared:
+        raise InputError(f"--input, --returns, --axis and --setting are for modules and ONNX files; {opened.name} is neither")
+    return opened

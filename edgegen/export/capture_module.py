@@ -1,7 +1,9 @@
 """Any PyTorch module becomes one standard ONNX graph (opset 24) with named inputs, outputs and axes."""
 
 import contextlib
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,47 +14,127 @@ import torch
 from edgegen.errors import CaptureError
 from edgegen.export import passes
 from edgegen.export.capture import OPSET
-from edgegen.export.parts import Part, example
+from edgegen.export.explain import module_error
+from edgegen.export.parts import Graphed, Part, example, usual_sizes
+from edgegen.export.substitutes import reference_operators
 from edgegen.tensors import Axis, TensorSpec
+
+_MULTIPLE = re.compile(r"\b(\w+) = (\d+)\*_\w+")
+_FIXED = re.compile(r"(?:^|\s)(\w+) = (\d+)(?:\s|$)")
+_RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
 
 
 def capture_part(name: str, part: Part, axes: Mapping[str, Axis]) -> ir.Model:
     """Capture `part` as the graph `name`; float32 inside and out.
 
+    An axis whose module takes multiples of a number alone (of 8, say) is captured so; its bounds must be such multiples.
+
     Raises:
-        CaptureError: it cannot be captured; says which module and operator, and what to do.
+        CaptureError: it cannot be captured; says which module, operator and line, and what to do.
     """
+    given = part.module if isinstance(part.module, Graphed) else None
+    model = given.graph() if given else _onnx(name, part, _exported(name, part, axes))
+    passes.remove_dead(model.graph)
+    passes.strip_metadata(model)
+    _name(model.graph, name, part)
+    random = next((node.op_type for node in model.graph.all_nodes() if node.op_type in _RANDOM), None)
+    if random is not None:
+        raise CaptureError(
+            f"{name} draws numbers inside the graph ({random}), so no answer could be repeated; take them as an input, "
+            "or let edgegen.export.noise.with_noise_inputs make inputs of them"
+        )
+    model.opset_imports.clear()
+    model.opset_imports.update({"": OPSET})
+    return model
+
+
+def _exported(name: str, part: Part, axes: Mapping[str, Axis]) -> torch.export.ExportedProgram:
     used = {axis for spec in part.inputs for axis in spec.axes if isinstance(axis, str)}
-    dims = {axis: torch.export.Dim(axis, min=axes[axis].min, max=axes[axis].max) for axis in used if _moves(axes[axis])}
-    shapes = [{i: dims[axis] for i, axis in enumerate(spec.axes) if axis in dims} for spec in part.inputs]
+    moving = [axis for axis in sorted(used) if axes[axis].min != axes[axis].max]
+    dims: dict[str, Any] = {axis: torch.export.Dim(axis, min=axes[axis].min, max=axes[axis].max) for axis in moving}
     arguments = tuple(example(spec, axes, seed) for seed, spec in enumerate(part.inputs))
     try:
+        return _export(part, arguments, dims)
+    except Exception as error:  # the exporter has no error class of its own for what a module may contain
+        said = str(error)
+        multiples = {axis: int(factor) for axis, factor in _MULTIPLE.findall(said) if axis in dims}
+        fixed = [(axis, int(size)) for axis, size in _FIXED.findall(said) if axis in dims]
+        if fixed:
+            axis, size = fixed[0]
+            raise CaptureError(
+                f"{name}: its axis {axis} cannot vary, the module computes with {size} alone; give --axis {axis}={size}..{size}"
+            ) from error
+        if not multiples:
+            raise module_error(name, part.module, error) from error
+    sizes = usual_sizes(axes)
+    for axis, factor in multiples.items():
+        dims[axis] = _multiple(name, axis, factor, axes[axis])
+        sizes[axis] = max(sizes[axis], min(2 * factor, axes[axis].max))  # once the factor would be taken for a fixed size
+    arguments = tuple(example(spec, axes, seed, sizes) for seed, spec in enumerate(part.inputs))
+    try:
+        return _export(part, arguments, dims)
+    except Exception as error:
+        raise module_error(name, part.module, error) from error
+
+
+def _export(part: Part, arguments: tuple[torch.Tensor, ...], dims: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    shapes = tuple({i: dims[str(axis)] for i, axis in enumerate(spec.axes) if axis in dims} for spec in part.inputs)
+    # *args of a wrapper are one argument to the exporter.
+    wrapped = _Positional(part.module)
+    with torch.no_grad(), _quiet(), reference_operators():
+        return torch.export.export(wrapped, arguments, dynamic_shapes=(shapes,), strict=False)
+
+
+class _Positional(torch.nn.Module):
+    """Calls a module by position, whatever its signature."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.module(*tensors)
+
+
+def _multiple(name: str, axis: str, factor: int, bounds: Axis) -> Any:
+    if any(size % factor for size in (bounds.min, bounds.opt, bounds.max)):
+        raise CaptureError(
+            f"{name}: its axis {axis} takes multiples of {factor} alone, not {bounds.min}..{bounds.opt}..{bounds.max}; "
+            f"give --axis {axis}=MIN..USUAL..MAX in multiples of {factor}"
+        )
+    return factor * torch.export.Dim(f"_{axis}", min=bounds.min // factor, max=bounds.max // factor)
+
+
+def _onnx(name: str, part: Part, program: torch.export.ExportedProgram) -> ir.Model:
+    try:
         with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                part.module,
-                arguments,
+            made = torch.onnx.export(
+                program,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple(shapes) if any(shapes) else None,
                 input_names=[spec.name for spec in part.inputs],
                 output_names=[spec.name for spec in part.outputs],
                 optimize=True,
                 verbose=False,
             )
     except Exception as error:
-        raise CaptureError(f"{name}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
-    assert program is not None
-    model = program.model
-    passes.remove_dead(model.graph)
-    passes.strip_metadata(model)
-    _name(model.graph, name, part)
-    model.opset_imports.clear()
-    model.opset_imports.update({"": OPSET})
-    return model
+        raise module_error(name, part.module, error, _place_in(program, error)) from error
+    assert made is not None
+    for value in list(made.model.graph.initializers.values()):  # the wrapper is nobody's business
+        if str(value.name).startswith("module."):
+            value.name = str(value.name).removeprefix("module.")
+    return made.model
 
 
-def _moves(axis: Axis) -> bool:
-    return axis.min != axis.max
+def _place_in(program: torch.export.ExportedProgram, error: BaseException) -> tuple[str, str]:
+    """The module path and the user's line of the node that could not be translated; "" where the error names none."""
+    named = re.search(r"Error when translating node %(\w+)", f"{error} {error.__cause__}")
+    word = named[1].strip("_0123456789") if named is not None else None  # decomposed: a part of the operator's own name
+    node = next((node for node in program.graph.nodes if word and word in node.name), None)
+    if node is None:
+        return "", ""
+    owners = [path.removeprefix("module").lstrip(".") for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return next((path for path in reversed(owners) if path), ""), str(node.meta.get("stack_trace") or "")
 
 
 def _name(graph: ir.Graph, name: str, part: Part) -> None:
@@ -61,7 +143,22 @@ def _name(graph: ir.Graph, name: str, part: Part) -> None:
         if [value.name for value in values] != [spec.name for spec in specs]:
             raise CaptureError(f"{name} has the {kind} {[v.name for v in values]}; asked for were {[s.name for s in specs]}")
         for value, spec in zip(values, specs, strict=True):
+            _check_shape(name, value, spec)
             value.shape = ir.Shape(spec.axes)
+
+
+def _check_shape(name: str, value: ir.Value, spec: TensorSpec) -> None:
+    """CaptureError where the graph knows another shape or dtype than was asked for."""
+    if value.shape is None or value.dtype is None:
+        return
+    known = [size if isinstance(size, int) else None for size in value.shape]
+    wrong = len(known) != len(spec.axes) or any(
+        a is not None and isinstance(b, int) and a != b for a, b in zip(known, spec.axes, strict=True)
+    )
+    dtype = passes.DTYPES.get(value.dtype, str(value.dtype))
+    if wrong or dtype != spec.dtype:
+        shape = ", ".join(str(size) for size in value.shape)
+        raise CaptureError(f"{name}: {spec.name} is {dtype}[{shape}] in the graph; asked for was {spec}")
 
 
 def specs_of(part: Part) -> dict[str, TensorSpec]:
@@ -72,12 +169,12 @@ def specs_of(part: Part) -> dict[str, TensorSpec]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[Any]:
     """The exporter's progress and advice is for its own developers."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._export", "torch._dynamo")
     levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             yield
         finally:

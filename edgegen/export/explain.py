@@ -1,7 +1,10 @@
 """Why a model could not be captured: which module, which operator, and what to do."""
 
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +12,27 @@ import torch
 from edgegen.errors import CaptureError
 
 _DATA_DEPENDENT = "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size"
+_NOT_THEIRS = (  # where the user's own code is not
+    str(Path(torch.__file__).parent),
+    str(Path(torch.__file__).parent.parent / "onnx"),  # onnxscript and onnxruntime too
+    str(Path(__file__).parent),
+    sysconfig.get_paths()["stdlib"] + "/contextlib",
+)
 # What the exporter says, in a few words that recur, and what a person can do about it.
 _CURES: Mapping[str, str] = {
     "No ONNX function found": "replace the operator by those of torch.nn.functional, or open an issue with the model's name",
     "data-dependent": _DATA_DEPENDENT,
     "GuardOnDataDependentSymNode": _DATA_DEPENDENT,
+    "AssertionError": "it refuses these sizes; give others (--axis), in multiples that suit it",
+    "must match the size": "sizes do not fit one another; check the declared inputs and axes (--input, --axis)",
     "past_key_values": "its cache is not transformers' Cache; only decoders with keys and values in every layer work",
     "unexpected keyword argument": "its forward does not take what transformers' causal language models take",
+}
+
+
+_USUAL_CURES: Mapping[str, str] = {
+    "cannot be captured": "rewrite that line with operators of torch on tensors alone",
+    "does not run on its declared inputs": "give the inputs that its forward takes, in their order (--input, --axis)",
 }
 
 
@@ -31,6 +48,46 @@ def capture_error(model: torch.nn.Module, error: BaseException) -> CaptureError:
         f"{type(model).__name__} cannot be captured: in {module or 'the model'}"
         f"{f', operator {operator}' if operator else ''}: {said[:200]}; {cure}"
     )
+
+
+def module_error(
+    graph: str,
+    model: torch.nn.Module,
+    error: BaseException,
+    place: tuple[str, str] = ("", ""),
+    did: str = "cannot be captured",
+) -> CaptureError:
+    """As `capture_error`, for a module of the user's own: names the line of their code as well.
+
+    `place`: the module's path and the stack, as text, where the exporter knows them better than the traceback.
+    `did`: what went wrong, a key of _USUAL_CURES.
+    """
+    chain = list(_causes(error))
+    text = " ".join([place[1], type(error).__name__, *(str(cause) for cause in chain)])
+    lines = [line.strip() for cause in reversed(chain) for line in str(cause).splitlines() if line.strip()]
+    operator = next(iter(re.findall(r"(?:aten|prims)[.:]{1,2}\w+", text)), None)
+    cure = next((cure for words, cure in _CURES.items() if words in text), None)
+    where = place[0] or _module_in(model, chain)
+    line = _line_in(chain, text)
+    return CaptureError(
+        f"{graph} {did}: in {where or type(model).__name__}{f' ({line})' if line else ''}"
+        f"{f', operator {operator}' if operator else ''}: {(lines or [type(error).__name__])[0][:200]}"
+        f"; {cure or _USUAL_CURES[did]}"
+    )
+
+
+def _line_in(chain: Iterable[BaseException], text: str) -> str | None:
+    """The line of the user's code: what the exporter quotes, or the deepest frame that is not PyTorch's or edgegen's."""
+    pattern = r'File:? "?([^"\n]+?)"?[:,](?: line)? ?(\d+)'
+    quoted = [match for match in re.findall(pattern, text) if not match[0].startswith((*_NOT_THEIRS, "<"))]
+    if quoted:
+        return f"{Path(quoted[-1][0]).name}, line {quoted[-1][1]}"
+    found = None
+    for error in chain:
+        for frame in traceback.extract_tb(error.__traceback__):
+            if not frame.filename.startswith((*_NOT_THEIRS, "<")):
+                found = f"{Path(frame.filename).name}, line {frame.lineno}"
+    return found
 
 
 def not_attended(model: torch.nn.Module, attended: Iterable[str]) -> CaptureError:

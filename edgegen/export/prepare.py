@@ -30,7 +30,7 @@ def settle(graph: str, module: torch.nn.Module) -> torch.nn.Module:
                 "each image would depend on the others of its batch; train it with track_running_stats=True"
             )
     if training:
-        _log.warning("%s: %s put in eval mode: it computes with its running statistics", graph or "module", training[0])
+        _log.info("%s: %s put in eval mode: it computes with its running statistics", graph or "module", training[0])
     with torch.no_grad():
         for child in module.modules():
             _fold_norms(child)

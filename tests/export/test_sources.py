@@ -154,8 +154,8 @@ def test_a_damaged_tokenizer_ends_in_one_line(copy: Path) -> None:
     [
         ("nowhere", "nothing is at nowhere"),
         ("org/model", "does not download"),
-        ("package.module:function", "not read yet"),
-        ("model.onnx", "not read"),
+        ("package.module:function", "cannot import package.module"),
+        ("model.onnx", "not a valid ONNX model"),
         ("notes.txt", r"is a \.txt file"),
         ("empty", "a directory without config"),
     ],

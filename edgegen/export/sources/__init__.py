@@ -5,6 +5,7 @@ To add a format: a module with `open_checkpoint(path, weights) -> Checkpoint`, a
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,33 @@ SOURCES: Mapping[str, str] = {  # kind: its opener
     "recipe": "edgegen.export.recipe:open_checkpoint",
     "huggingface": "edgegen.export.sources.huggingface:open_checkpoint",
     "gguf": "edgegen.export.sources.gguf:open_checkpoint",
+    "diffusers": "edgegen.export.sources.diffusers:open_checkpoint",
+    "onnx": "edgegen.export.sources.onnx:open_checkpoint",
+    "function": "edgegen.export.sources.module:open_function",
 }
+_OF_MODULES = frozenset({"recipe", "function"})  # what may have a state_dict; a recipe's own source is opened again
+_SUFFIXES = {".py": "recipe", ".gguf": "gguf", ".onnx": "onnx"}
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def open_source(source: str, checkpoint: Path | None = None) -> Any:
     """Open what `source` names without loading its weights: they come with `Checkpoint.load`.
 
     Args:
-        source: A recipe.py, a Hugging Face directory (safetensors), or a .gguf file, all on this machine.
-        checkpoint: A .safetensors file whose weights replace the source's own.
+        source: A recipe.py, package.module:function, a Hugging Face directory (safetensors), or a .gguf or .onnx file, all on
+            this machine.
+        checkpoint: A file whose weights replace the source's own: .safetensors; for modules a state_dict too (.pt, .pth, ...).
 
     Raises:
         SourceError: Nothing is there, or it is damaged, unknown, or not to be trusted (a pickle).
     """
+    kind = source_kind(source)
     if checkpoint is not None:
-        refuse_pickle(checkpoint)
+        if kind not in _OF_MODULES:
+            refuse_pickle(checkpoint)
         if not checkpoint.is_file():
             raise SourceError(f"no checkpoint at {checkpoint}; --checkpoint wants a .safetensors file")
-    module, function = SOURCES[source_kind(source)].split(":")
+    module, function = SOURCES[kind].split(":")
     return getattr(importlib.import_module(module), function)(Path(source), checkpoint)
 
 
@@ -50,24 +60,27 @@ def source_kind(source: str) -> str:
     """
     path = Path(source)
     if not path.exists():
+        if _FUNCTION.fullmatch(source):
+            return "function"
         raise SourceError(_not_there(source))
     suffix = path.suffix.lower()
-    if path.is_file() and suffix in {".py", ".gguf"}:
-        return "recipe" if suffix == ".py" else "gguf"
+    if path.is_file() and suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
     if path.is_dir() and (path / "config.json").is_file():
         return "huggingface"
     if path.is_dir() and (path / "model_index.json").is_file():
-        raise SourceError(f"{source} is a diffusers directory; edgegen does not read those yet")
+        return "diffusers"
     if path.is_file() and suffix in PICKLES:
         refuse_pickle(path)
-    if suffix == ".onnx":
-        raise SourceError(f"{source} is an ONNX file; edgegen does not read those yet, export from its checkpoint instead")
     there = "a directory without config.json" if path.is_dir() else f"a {suffix or 'nameless'} file"
-    raise SourceError(f"{source} is {there}; give a recipe.py, a Hugging Face directory with config.json, or a .gguf file")
+    raise SourceError(
+        f"{source} is {there}; give a recipe.py, package.module:function, a Hugging Face directory with config.json, "
+        "or a .gguf or .onnx file"
+    )
 
 
 def _not_there(source: str) -> str:
     if ":" in source and "/" not in source:
-        return f"{source}: sources of the form package.module:function are not read yet; write a recipe.py"
+        return f"{source} is not of the form package.module:function"
     hint = "; edgegen does not download models: fetch it first and give its path" if source.count("/") == 1 else ""
     return f"nothing is at {source}{hint}"
