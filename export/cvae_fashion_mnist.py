@@ -40,4 +40,4 @@ RECIPE = Recipe(
     settings={"pixels": {"black": 0.0, "white": 1.0}, "classes": 10},
     licence="MIT",
 )
-TRAINING = Training(data=fashion_mnist, objective=objective, steps=6000, batch_size=128, warmup=100)
+TRAINING = Training(data=fashion_mnist, objective=objective, steps=3000, batch_size=128, warmup=100)

@@ -22,7 +22,7 @@ def objective(trained: Any) -> "Objective":
     from edgegen.models.dcgan import Discriminator
     from edgegen.train.adversarial import Adversarial
 
-    return Adversarial(trained, Discriminator(size=28, width=32), penalty="r1", gamma=1.0, rates=(5e-4, 5e-4))
+    return Adversarial(trained, Discriminator(size=28, width=32), penalty="r1", gamma=1.0, every=4, rates=(5e-4, 5e-4))
 
 
 RECIPE = Recipe(
@@ -34,4 +34,4 @@ RECIPE = Recipe(
     axes={"batch": (1, 1, 64)},
     licence="MIT",
 )
-TRAINING = Training(data=fashion_mnist, objective=objective, steps=6000, batch_size=64, warmup=100)
+TRAINING = Training(data=fashion_mnist, objective=objective, steps=4000, batch_size=64, warmup=100)

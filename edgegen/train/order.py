@@ -3,6 +3,8 @@
 Nothing of either is kept between steps, so that a training that goes on is the one that never stopped.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,9 +25,13 @@ def indices(seed: int, step: int, batch_size: int, count: int) -> NDArray[np.int
     """The images of step number `step`, int64 [batch_size]: every epoch is a new permutation, and batches run across them."""
     begin = step * batch_size
     epochs = range(begin // count, (begin + batch_size - 1) // count + 1)
-    orders = [np.random.default_rng(stream_seed(seed, ORDER, epoch)).permutation(count) for epoch in epochs]
     skipped = begin - epochs[0] * count
-    return np.concatenate(orders)[skipped : skipped + batch_size].astype(np.int64)
+    return np.concatenate([_order(seed, epoch, count) for epoch in epochs])[skipped : skipped + batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(stream_seed(seed, ORDER, epoch)).permutation(count).astype(np.int64)
 
 
 class Batches:
