@@ -3,6 +3,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_stopped_training_is_saved_and_says_how_to_go_on(number: int, code: in
         command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as process:
         while not output.exists() and process.poll() is None:
-            pass
+            time.sleep(0.02)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
