@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,7 @@ class Gan:
             raise BundleError(f"a GAN has generator, or mapping and synthesis, or translator; here are {sorted(graphs)}")
         with contextlib.ExitStack() as stack:
             sessions = {name: stack.enter_context(open_session(name)) for name in graphs}
-            stored = settings.stored_noise and "synthesis" in sessions
-            noise = _read_noise(bundle, _noise_shapes(sessions["synthesis"])) if stored else []
+            noise = _read_noise(bundle, _noise_shapes(sessions[_painter(sessions)])) if settings.stored_noise else []
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, noise)
             stack.pop_all()
         pipeline.bundle = bundle
@@ -196,20 +195,21 @@ class Gan:
             yield from self.translator.replay(inputs)
             return
         z, ids = inputs["z"], inputs.get("class_ids")
+        noise = [inputs[f"noise.{layer}"] for layer in range(len(self.has.noise))]
         if not self.has.layers:
-            yield "image", self.graphs["generator"].run(_fed(z, ids))["image"]
+            fed = _fed(z, ids)
+            yield "image", self._paint(fed, noise)
+            yield from self._with_constant_noise(fed)
             return
         w, other = self._map(z, ids), self._map(inputs["other"], ids)
         yield "w", w
         yield "w.other", other
-        noise = [inputs[f"noise.{layer}"] for layer in range(len(self.has.noise))]
         styles, others = layered(w, self.has.layers), layered(other, self.has.layers)
-        yield "image", self._synthesise(styles, noise)
+        yield "image", self._paint({"w": styles}, noise)
         pulled = truncated(styles, self._mean, inputs["psi"].item(), inputs["cutoff"].item())
-        yield "image.truncated", self._synthesise(pulled, noise)
-        yield "image.mixed", self._synthesise(mixed(styles, others, inputs["layer"].item()), noise)
-        for mode in self.has.constant_noise:
-            yield f"image.{mode}_noise", self._synthesise(styles, self._noise(mode, [0] * len(w)))
+        yield "image.truncated", self._paint({"w": pulled}, noise)
+        yield "image.mixed", self._paint({"w": mixed(styles, others, inputs["layer"].item())}, noise)
+        yield from self._with_constant_noise({"w": styles})
 
     def _batch_size(self, asked: int | None) -> int:
         """How many images at once: in the ranges of all graphs."""
@@ -221,8 +221,9 @@ class Gan:
     def _make(self, batch: Batch) -> Tensor:
         """Float images of a batch that fits."""
         z = normal(batch.seeds, self.has.latent_shape) if batch.z is None else batch.z
+        noise = self._noise(batch.style.noise, batch.seeds)
         if not self.has.layers:
-            return self.graphs["generator"].run(_fed(z, batch.class_ids))["image"]
+            return self._paint(_fed(z, batch.class_ids), noise)
         style, layers = batch.style, self.has.layers
         w = layered(self._map(z, batch.class_ids) if batch.w is None else batch.w, layers)
         if style.other is not None:
@@ -230,7 +231,7 @@ class Gan:
             w = mixed(w, layered(self._map(other, batch.class_ids), layers), style.layer)
         if style.psi != 1.0:
             w = truncated(w, self._mean, style.psi, style.cutoff)
-        return self._synthesise(w, self._noise(style.noise, batch.seeds))
+        return self._paint({"w": w}, noise)
 
     def _map(self, z: Floats, class_ids: NDArray[np.int64] | None) -> Floats:
         return self.graphs["mapping"].run(_fed(z, class_ids))["w"]
@@ -244,9 +245,15 @@ class Gan:
         # Stream 0 is z's.
         return [normal(seeds, shape, stream=layer + 1) for layer, shape in enumerate(self.has.noise)]
 
-    def _synthesise(self, w: Floats, noise: Sequence[Tensor]) -> Tensor:
-        feed = {"w": w} | {f"noise.{layer}": array for layer, array in enumerate(noise)}
-        return self.graphs["synthesis"].run(feed)["image"]
+    def _paint(self, fed: Mapping[str, Tensor], noise: Sequence[Tensor]) -> Tensor:
+        """The graph that gives the image."""
+        feed = {**fed, **{f"noise.{layer}": array for layer, array in enumerate(noise)}}
+        return self.graphs[_painter(self.graphs)].run(feed)["image"]
+
+    def _with_constant_noise(self, fed: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        count = len(next(iter(fed.values())))
+        for mode in self.has.constant_noise:
+            yield f"image.{mode}_noise", self._paint(fed, self._noise(mode, [0] * count))
 
     def close(self) -> None:
         """Free everything. Closing twice is allowed."""
@@ -272,12 +279,17 @@ def _read_noise(bundle: "Bundle", shapes: Sequence[Sequence[int]]) -> list[Float
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _noise_shapes(synthesis: Session) -> tuple[tuple[int, ...], ...]:
+def _painter(graphs: Container[str]) -> str:
+    """The graph that gives the image, and takes noise."""
+    return "synthesis" if "synthesis" in graphs else "generator"
+
+
+def _noise_shapes(session: Session) -> tuple[tuple[int, ...], ...]:
     """Of each layer's noise, [1, height, width]: the inputs noise.0, noise.1, ..."""
-    names = [name for name in synthesis.inputs if name.startswith("noise.")]
+    names = [name for name in session.inputs if name.startswith("noise.")]
     if {f"noise.{layer}" for layer in range(len(names))} != set(names):
-        raise BundleError(f"the graph synthesis takes {sorted(names)}; they must be noise.0, noise.1, ...")
-    return tuple(_fixed(synthesis, f"noise.{layer}") for layer in range(len(names)))
+        raise BundleError(f"the noise inputs are {sorted(names)}; they must be noise.0, noise.1, ...")
+    return tuple(_fixed(session, f"noise.{layer}") for layer in range(len(names)))
 
 
 def _fixed(session: Session, name: str) -> tuple[int, ...]:
@@ -295,12 +307,12 @@ def _anatomy(sessions: Mapping[str, Session], settings: GanSettings, has_noise: 
     latent, is_conditional = _fixed(entry, "z"), "class_ids" in entry.inputs
     if is_conditional != (settings.classes > 0):
         raise BundleError(f"the settings say {settings.classes} classes; the graph takes {sorted(entry.inputs)}")
+    noise = _noise_shapes(sessions[_painter(sessions)])
     if "synthesis" not in sessions:
-        return Anatomy(latent, settings.classes)
+        return Anatomy(latent, settings.classes, noise=noise, has_stored_noise=has_noise)
     w = _fixed(sessions["synthesis"], "w")
     if len(w) != 2 or len(settings.mean_w) not in (0, w[1]):
         raise BundleError(f"the mean latent has {len(settings.mean_w)} numbers; w is [layer, W]: {list(w)}")
-    noise = _noise_shapes(sessions["synthesis"])
     return Anatomy(latent, settings.classes, *w, noise, bool(settings.mean_w), has_noise)
 
 

@@ -97,7 +97,7 @@ class Anatomy:
     def style(self, psi: float | None, cutoff: int | None, mix: Mix | None, noise: Noise | None) -> Style:
         """Check what `Gan.generate` was asked for beside latents. InputError where it does not fit."""
         asked = {"psi": psi, "cutoff": cutoff, "mix": mix, "noise": noise}
-        given = [name for name, value in asked.items() if value is not None]
+        given = [name for name, value in asked.items() if value is not None and (name != "noise" or not self.noise)]
         if given and not self.layers:
             raise InputError(f"{given[0]} needs the graphs mapping and synthesis; this bundle has only generator")
         if psi is not None and not self.has_mean:
@@ -126,7 +126,7 @@ class Anatomy:
         if noise not in ("fixed", "seeded", "zero"):
             raise InputError(f"noise is {noise!r}; it is fixed, seeded or zero")
         if not self.noise:
-            raise InputError("noise: the graph synthesis takes none")
+            raise InputError("noise: this model takes none")
         if noise == "fixed" and not self.has_stored_noise:
             raise InputError("noise is fixed, but this bundle stores none; use seeded or zero")
         return noise

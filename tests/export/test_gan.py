@@ -195,6 +195,30 @@ def test_a_class_conditional_generator_in_half_precision_answers_as_pytorch(tmp_
             model.generate(class_ids=3)
 
 
+def test_a_generator_may_take_noise_beside_its_latents(tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grow = nn.Linear(Z, 3 * 8 * 8)
+            self.register_buffer("noise_const", torch.randn(8, 8))
+
+        def forward(self, z, noise):
+            return torch.tanh(self.grow(z).unflatten(1, (3, 8, 8)) + noise)
+
+    torch.manual_seed(2)
+    inputs = {"": [Z_SPEC, ("noise.0", "float32", ("batch", 1, 8, 8))]}
+    source = source_of({"": Noisy()}, inputs, {"batch": Axis(1, 1, 4)})
+    report = export(source, tmp_path / "a.bundle")
+    assert [error.name for error in report.fidelity[0].errors] == ["image", "image.zero_noise", "image.fixed_noise"]
+    module, z = source.modules[""], torch.from_numpy(normal([3, 4], [Z]))
+    with edgegen.load(tmp_path / "a.bundle") as model:
+        assert_same(model.generate(count=2, seed=3).pixels, to_pixels(module(z, module.noise_const)))
+        drawn = torch.from_numpy(normal([3, 4], [1, 8, 8], stream=1))
+        assert_same(model.generate(count=2, seed=3, noise="seeded").pixels, to_pixels(module(z, drawn)))
+        with pytest.raises(InputError, match="psi needs the graphs"):
+            model.generate(psi=0.5)
+
+
 def test_a_translator_is_proven_whole_and_in_tiles_and_joins_what_is_too_large(translator):
     source, path, report = translator
     assert [error.name for error in report.fidelity[0].errors] == ["image_out", "image_out.tiled"]
@@ -246,8 +270,21 @@ SIDES_OF_8 = {"height": Axis(8, 8, 8), "width": Axis(8, 8, 8)}
     [
         ({"decoder": Conditional()}, {}, {}, "a GAN has generator, or mapping and synthesis, or translator"),
         ({"": Conditional()}, {}, {}, "generator takes nothing"),
-        ({"": Conditional()}, {"": [("x", "float32", ("batch", Z))]}, {}, "say what it takes, z first"),
-        ({"": Conditional()}, {"": [Z_SPEC, ("label", "int64", ("batch",))]}, {}, "there can be class_ids"),
+        ({"": nn.Linear(Z, 3)}, {"": [Z_SPEC, ("noise.1", "float32", ("batch", 1))]}, {}, r"noise\.0, noise\.1"),
+        (
+            {"": nn.Linear(Z, 3)},
+            {"": [Z_SPEC, ("noise.0", "float32", (1, 1))]},
+            {},
+            "same for all images; it must begin with the axis batch",
+        ),
+        (
+            {"": upscaler()},
+            {"": [IMAGE_SPEC, ("noise.0", "float32", ("batch", 1))]},
+            {"axes": SIDES_OF_8},
+            "translator draws noise",
+        ),
+        ({"": Conditional()}, {"": [("x", "float32", ("batch", Z))]}, {}, "z first: --input"),
+        ({"": Conditional()}, {"": [Z_SPEC, ("label", "int64", ("batch",))]}, {}, "there can be class_ids and noise"),
         ({"": Conditional()}, {"": [Z_SPEC, CLASS_SPEC]}, {}, "takes class_ids, and settings say 0 classes"),
         ({"": nn.Linear(Z, 3)}, {"": [Z_SPEC]}, {"settings": {"classes": 3}}, "takes no class_ids"),
         ({"": nn.Linear(Z, 3)}, {"": [Z_SPEC]}, {"settings": {"klasses": 3}}, "unknown field `klasses`"),

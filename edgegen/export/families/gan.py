@@ -8,7 +8,14 @@ import torch
 
 from edgegen.export.assemble import export_model
 from edgegen.export.families.gan_parts import Given, examples, scale_of
-from edgegen.export.families.gan_styles import build_styled
+from edgegen.export.families.gan_styles import (
+    arrays,
+    build_styled,
+    noise_file,
+    noise_inputs,
+    stored_noise,
+    with_constant_noise,
+)
 from edgegen.export.parts import Model, Modules
 from edgegen.export.receptive import receptive_field
 from edgegen.export.report import Progress, TensorExportReport
@@ -33,15 +40,25 @@ def build(source: Modules) -> Model:
 
 def _build_generator(given: Given) -> Model:
     part, classes = given.parts["generator"], given.settings.classes
+    stored = stored_noise(part)
+    settings = msgspec.structs.replace(given.settings, stored_noise=bool(stored))
 
     def reference() -> tuple[Tensors, Tensors]:
-        z = examples(part.inputs, given.axes)[0]
-        inputs = {"z": z, "class_ids": torch.arange(len(z)) % classes} if classes else {"z": z}
-        with torch.no_grad():
-            image = part.module(*(inputs[spec.name] for spec in part.inputs))
-        return {name: tensor.numpy() for name, tensor in inputs.items()}, {"image": image.numpy()}
+        inputs = dict(zip((spec.name for spec in part.inputs), examples(part.inputs, given.axes), strict=True))
+        if classes:
+            inputs["class_ids"] = torch.arange(len(inputs["z"])) % classes
+        names = [spec.name for spec in noise_inputs(part)]
 
-    return Model("gan", given.parts, given.axes, given.settings, reference)
+        def paint(noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            made: torch.Tensor = part.module(*(inputs | dict(zip(names, noise, strict=True))).values())
+            return made
+
+        noise = tuple(inputs[name] for name in names)
+        with torch.no_grad():
+            images = {"image": paint(noise)} | with_constant_noise(paint, noise, stored)
+        return arrays(inputs), arrays(images)
+
+    return Model("gan", given.parts, given.axes, settings, reference, noise_file(stored))
 
 
 def _build_translator(given: Given) -> Model:

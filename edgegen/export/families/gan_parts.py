@@ -20,6 +20,13 @@ _INPUTS = {  # graph: what it must take, how many axes that has, an example of h
     "synthesis": ("w", 3, "w float32[batch, 10, 128]"),
     "translator": ("image", 4, "image float32[batch, 3, height, width]"),
 }
+PAINTERS = ("generator", "synthesis")  # the graphs that give images of latents
+_BESIDE = {
+    "generator": "class_ids and noise.0, noise.1, ...",
+    "mapping": "class_ids",
+    "synthesis": "noise.0, noise.1, ...",
+    "translator": "nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -79,26 +86,26 @@ def _check_inputs(graph: str, inputs: tuple[TensorSpec, ...], axes: Mapping[str,
     first, rank, how = _INPUTS[graph]
     if not inputs or inputs[0].name != first or (rank and len(inputs[0].axes) != rank):
         there = ", ".join(map(str, inputs)) or "nothing"
-        raise ExportError(f'{graph} takes {there}; say what it takes, {first} first: inputs={{"{graph}": ("{how}", ...)}}')
-    others = [spec.name for spec in inputs[1:]]
-    allowed = {
-        "synthesis": [[f"noise.{layer}" for layer in range(len(others))]],
-        "translator": [[]],
-    }.get(graph, [[], ["class_ids"]])
-    if others not in allowed:
-        raise ExportError(f"{graph} takes {first} and {', '.join(others)}; beside {first} there can be {_beside(graph)}")
+        raise ExportError(f'{graph} takes {there}; say what it takes, {first} first: --input "{graph}: {how}"')
+    noise = [spec for spec in inputs[1:] if spec.name.startswith("noise.")]
+    others = [spec.name for spec in inputs[1:] if spec not in noise]
+    may_be = {"class_ids"} if graph in ("generator", "mapping") else set()
+    if [spec.name for spec in noise] != [f"noise.{layer}" for layer in range(len(noise))] or set(others) - may_be or others[1:]:
+        raise ExportError(
+            f"{graph} takes {', '.join(spec.name for spec in inputs)}; beside {first} there can be {_BESIDE[graph]}"
+        )
+    if noise and graph not in PAINTERS:
+        raise ExportError(f"{graph} draws noise; only {' and '.join(PAINTERS)} may: take it out of this one")
+    if constant := [spec for spec in noise if spec.axes[:1] != inputs[0].axes[:1]]:
+        raise ExportError(f"{graph}: {constant[0]} is the same for all images; it must begin with the axis {inputs[0].axes[0]}")
     for spec in inputs:
         free = [axis for axis in spec.axes if isinstance(axis, str)]
         if strange := [axis for axis in free if axis not in axes]:
             raise ExportError(
-                f'{graph}: nothing bounds the axis {strange[0]} of {spec}; say axes={{"{strange[0]}": (8, 64, 256)}}'
+                f"{graph}: nothing bounds the axis {strange[0]} of {spec}; give --axis {strange[0]}=LEAST..USUAL..MOST"
             )
         if graph != "translator" and free[1:]:
             raise ExportError(f"{graph}: {spec} may vary in its first axis only, the batch")
-
-
-def _beside(graph: str) -> str:
-    return {"synthesis": "noise.0, noise.1, ...", "translator": "nothing"}.get(graph, "class_ids")
 
 
 def _run(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -130,7 +137,7 @@ def _bound(output: TensorSpec, given: TensorSpec, axes: dict[str, Axis], scale: 
         if isinstance(axis, str) and axis not in axes:
             before = given.axes[place] if place < len(given.axes) else None
             if not isinstance(before, str):
-                raise ExportError(f"nothing bounds the axis {axis} of {output}; give it in axes")
+                raise ExportError(f"nothing bounds the axis {axis} of {output}; give --axis {axis}=LEAST..USUAL..MOST")
             sizes = (axes[before].min, axes[before].opt, axes[before].max)
             axes[axis] = Axis(*(-(-size * scale.numerator // scale.denominator) for size in sizes))
 
@@ -139,6 +146,4 @@ def _check_classes(parts: Mapping[str, Part], settings: GanSettings) -> None:
     conditional = any(spec.name == "class_ids" for part in parts.values() for spec in part.inputs)
     if conditional != (settings.classes > 0):
         there = "takes class_ids" if conditional else "takes no class_ids"
-        raise ExportError(
-            f'the model {there}, and settings say {settings.classes} classes; say settings={{"classes": 10}}, or nothing'
-        )
+        raise ExportError(f"the model {there}, and settings say {settings.classes} classes; give --setting classes=10, or none")

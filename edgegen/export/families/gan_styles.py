@@ -1,7 +1,7 @@
 """What StyleGAN-like models need beside their graphs: mean latent, stored noise, and PyTorch's answers for each case."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -37,8 +37,8 @@ def build_styled(given: Given) -> Model:
         mean = mean_latent(mapping, settings.classes)
         settings = msgspec.structs.replace(settings, mean_w=tuple(map(float, mean)), mean_count=MEAN_COUNT)
     settings = msgspec.structs.replace(settings, stored_noise=bool(stored))
-    files = {NOISE_FILE: b"".join(noise.astype("<f4").tobytes() for noise in stored)} if stored else {}
-    return Model("gan", given.parts, given.axes, settings, _reference(given.parts, given.axes, settings, stored), files)
+    reference = _reference(given.parts, given.axes, settings, stored)
+    return Model("gan", given.parts, given.axes, settings, reference, noise_file(stored))
 
 
 def mean_latent(mapping: Part, classes: int) -> Floats:
@@ -54,25 +54,46 @@ def mean_latent(mapping: Part, classes: int) -> Floats:
     return np.asarray(total / MEAN_COUNT, np.float32)
 
 
-def stored_noise(synthesis: Part) -> list[Floats]:
+def stored_noise(part: Part) -> list[Floats]:
     """The fixed noise of each layer, [1, height, width], from the module's buffers; none where it keeps none.
 
     ExportError where it keeps some, but not one for each input noise.N.
     """
-    found = [value for name, value in synthesis.module.named_buffers() if _STORED.search(name)]
-    wanted = [tuple(int(axis) for axis in spec.axes[1:]) for spec in _noise_inputs(synthesis)]
+    found = [value for name, value in part.module.named_buffers() if _STORED.search(name)]
+    wanted = [tuple(int(axis) for axis in spec.axes[1:]) for spec in noise_inputs(part)]
     if not found or not wanted:
         return []
     shapes = [tuple(buffer.shape[-2:]) for buffer in found]
     if shapes != [shape[1:] for shape in wanted]:
         raise ExportError(
-            f"synthesis takes noise of {wanted}, and keeps fixed noise of {shapes}: it must be one for each, in order"
+            f"the model takes noise of {wanted}, and keeps fixed noise of {shapes}: it must be one for each, in order"
         )
     return [buffer.detach().float().numpy().reshape(shape).copy() for buffer, shape in zip(found, wanted, strict=True)]
 
 
-def _noise_inputs(synthesis: Part) -> tuple[TensorSpec, ...]:
-    return synthesis.inputs[1:]
+def noise_inputs(part: Part) -> tuple[TensorSpec, ...]:
+    """The inputs noise.0, noise.1, ... of a graph."""
+    return tuple(spec for spec in part.inputs if spec.name.startswith("noise."))
+
+
+def noise_file(stored: Sequence[Floats]) -> dict[str, bytes]:
+    """The bundle's file of fixed noise, where there is any."""
+    return {NOISE_FILE: b"".join(noise.astype("<f4").tobytes() for noise in stored)} if stored else {}
+
+
+def with_constant_noise(
+    paint: Callable[[tuple[torch.Tensor, ...]], torch.Tensor], noise: tuple[torch.Tensor, ...], stored: Sequence[Floats]
+) -> dict[str, torch.Tensor]:
+    """Images of the noise that is the same for each of them: zero, and what the model stores."""
+    images = {"image.zero_noise": paint(tuple(map(torch.zeros_like, noise)))} if noise else {}
+    if stored:
+        images["image.fixed_noise"] = paint(tuple(torch.from_numpy(s).expand_as(n) for s, n in zip(stored, noise, strict=True)))
+    return images
+
+
+def arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Tensor]:
+    """As numpy has them."""
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
 
 
 def _reference(
@@ -84,7 +105,7 @@ def _reference(
     half = max(1, layers // 2)
     z, other = example(mapping.inputs[0], axes, 0), example(mapping.inputs[0], axes, 1)
     ids = (torch.arange(len(z)) % settings.classes,) if settings.classes else ()
-    noise = tuple(example(spec, axes, seed) for seed, spec in enumerate(_noise_inputs(synthesis), 2))
+    noise = tuple(example(spec, axes, seed) for seed, spec in enumerate(noise_inputs(synthesis), 2))
     mean = torch.tensor(settings.mean_w)
 
     def reference() -> tuple[Tensors, Tensors]:
@@ -96,24 +117,15 @@ def _reference(
             "image.truncated": synthesis.module(torch.where(is_pulled, torch.lerp(mean, styles, _PSI), styles), *noise),
             "image.mixed": synthesis.module(torch.where(is_pulled, styles, others), *noise),
         }
-        if noise:
-            images["image.zero_noise"] = synthesis.module(styles, *map(torch.zeros_like, noise))
-        if stored:
-            images["image.fixed_noise"] = synthesis.module(
-                styles, *(torch.from_numpy(n).expand(len(z), -1, -1, -1) for n in stored)
-            )
+        images |= with_constant_noise(lambda given: synthesis.module(styles, *given), noise, stored)
         given = {"z": z, "other": other} | dict(zip(("class_ids",), ids, strict=False))
         given |= {f"noise.{layer}": tensor for layer, tensor in enumerate(noise)}
         numbers = {"psi": np.array(_PSI), "cutoff": np.array(half), "layer": np.array(half)}
         made = {"w": w, "w.other": w_other, **images}
-        return _arrays(given) | numbers, _arrays(made)
+        return arrays(given) | numbers, arrays(made)
 
     def without_gradients() -> tuple[Tensors, Tensors]:
         with torch.no_grad():
             return reference()
 
     return without_gradients
-
-
-def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
