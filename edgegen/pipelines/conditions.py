@@ -82,7 +82,7 @@ class Conditions:
 
     def recorded(self, inputs: Tensors, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensors | None]:
         """The same from recorded inputs: token ids instead of texts."""
-        scale = float(inputs["guidance"])
+        scale = inputs["guidance"].item()
         guided = scale != 1 and "guidance" not in self._inputs
         told, without = self._by_class(inputs.get("class_ids"), shape[0])
         if self._text is not None:

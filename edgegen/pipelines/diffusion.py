@@ -297,11 +297,11 @@ class Diffusion:
         """
         latents = np.asarray(inputs["latents"], np.float32)
         way = trajectory(
-            self.settings.schedule, self.settings.stepper, int(inputs["steps"]), tokens=self._tokens(latents.shape)
+            self.settings.schedule, self.settings.stepper, inputs["steps"].item(), tokens=self._tokens(latents.shape)
         )
         told, without = self._conditions.recorded(inputs, latents.shape)
         yield from ((name, told[name]) for name in ("encoder_hidden_states", "pooled") if name in told)
-        scale = float(inputs["guidance"])
+        scale = inputs["guidance"].item()
         job = Job(way, latents, (), (), {}, told, without, scale)
         recorded = {index: inputs[f"noise.{index}"] for index, step in enumerate(way.steps) if step.needs_noise}
         denoising = Denoising(job, self._guided(job), self._decode, recorded)
