@@ -14,6 +14,40 @@ def text_report(result: dict[str, Any]) -> Group:
     return Group(*_head(result), _speed(result), _stages(result), _cold(result), result["method"])
 
 
+def image_report(result: dict[str, Any]) -> Group:
+    """What `bench_images` returned, as a group of tables and notes that rich can print."""
+    bundle, machine, settings = result["bundle"], result["machine"], result["settings"]
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    said = "".join(f", {name} {value}" for name, value in settings["options"].items())
+    head = [
+        f"{bundle['name']}, {bundle['family']}, {bundle['precision']}, {_mib(bundle['weights_bytes'])} of weights",
+        f"{machine['cpu']}, {machine['usable_cores']} cores",
+        f"{settings['backend']}, {settings['threads'] or machine['usable_cores']} threads; {libraries}",
+        f"{settings['method']}{said}, {settings['warmup']} warm-up, {settings['repeats']} repeats",
+    ]
+    return Group(*head, _images(result), _graphs(result), _cold(result), result["method"])
+
+
+def _images(result: dict[str, Any]) -> Table:
+    has_steps = any(entry["steps_per_s"] is not None for entry in result["batches"])
+    columns = ("batch", "image ms p50", "p90", "p99", "images/s", "spread", *(("steps/s",) if has_steps else ()))
+    table = _table("Warm; milliseconds are of one image, of the whole pipeline", columns)
+    for entry in result["batches"]:
+        times = (_ms(entry["per_image"][name]) for name in ("p50_s", "p90_s", "p99_s"))
+        steps = (f"{entry['steps_per_s']:.1f}",) if has_steps else ()
+        table.add_row(str(entry["batch"]), *times, f"{entry['images_per_s']:.1f}", f"{entry['spread']:.0%}", *steps)
+    return table
+
+
+def _graphs(result: dict[str, Any]) -> Table:
+    table = _table("Where the time goes; the rest is the pipeline's own", ("batch", "graph", "runs", "ms", "share"))
+    for entry in result["batches"]:
+        for name, graph in entry["graphs"].items():
+            table.add_row(str(entry["batch"]), name, f"{graph['runs']:g}", _ms(graph["seconds"]), f"{graph['share']:.1%}")
+        table.add_row(str(entry["batch"]), "(rest)", "", _ms(entry["rest_s"]), f"{entry['rest_share']:.1%}")
+    return table
+
+
 def _head(result: dict[str, Any]) -> list[str]:
     bundle, machine, settings = result["bundle"], result["machine"], result["settings"]
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
