@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgegen.export.recipe import Recipe
 from edgegen.train.data import fashion_mnist
-from edgegen.train.recipe import Training
+from edgegen.train.recipe import Training, untrained
 
 if TYPE_CHECKING:
     from edgegen.train.objective import Objective
@@ -28,6 +28,7 @@ RECIPE = Recipe(
     name="cvae-fashion-mnist",
     family="vae",
     modules=modules,
+    source=untrained(__file__),
     inputs={
         "encoder": ("image float32[batch, 1, 28, 28]", "class_ids int64[batch]"),
         "decoder": ("latent float32[batch, 16]", "class_ids int64[batch]"),

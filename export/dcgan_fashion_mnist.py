@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgegen.export.recipe import Recipe
 from edgegen.train.data import fashion_mnist
-from edgegen.train.recipe import Training
+from edgegen.train.recipe import Training, untrained
 
 if TYPE_CHECKING:
     from edgegen.train.objective import Objective
@@ -29,6 +29,7 @@ RECIPE = Recipe(
     name="dcgan-fashion-mnist",
     family="gan",
     modules=modules,
+    source=untrained(__file__),
     inputs={"generator": ("z float32[batch, 64]",)},
     outputs={"generator": ("image float32[batch, 1, 28, 28]",)},
     axes={"batch": (1, 1, 64)},

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgegen.export.recipe import Recipe
 from edgegen.train.data import fashion_mnist
-from edgegen.train.recipe import Training
+from edgegen.train.recipe import Training, untrained
 
 if TYPE_CHECKING:
     from edgegen.train.objective import Objective
@@ -31,6 +31,7 @@ RECIPE = Recipe(
     name="ddpm-fashion-mnist",
     family="diffusion",
     modules=modules,
+    source=untrained(__file__),
     inputs={"denoiser": ("sample float32[batch, 1, 28, 28]", "timestep float32[batch]", "class_ids int64[batch]")},
     outputs={"denoiser": ("prediction float32[batch, 1, 28, 28]",)},
     axes={"batch": (1, 2, 64)},

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgegen.export.recipe import Recipe
 from edgegen.train.data import emoji
-from edgegen.train.recipe import Training
+from edgegen.train.recipe import Training, untrained
 
 if TYPE_CHECKING:
     from edgegen.train.objective import Objective
@@ -31,6 +31,7 @@ RECIPE = Recipe(
     name="stylegan2-emoji",
     family="gan",
     modules=modules,
+    source=untrained(__file__),
     inputs={
         "mapping": ("z float32[batch, 128]",),
         "synthesis": (
@@ -42,4 +43,4 @@ RECIPE = Recipe(
     axes={"batch": (1, 1, 16)},
     licence="CC-BY-4.0",
 )
-TRAINING = Training(data=emoji, objective=objective, steps=4000, batch_size=16, save_every=200, sheet_every=200)
+TRAINING = Training(data=emoji, objective=objective, steps=3000, batch_size=16, save_every=200, sheet_every=200)

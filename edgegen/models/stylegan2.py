@@ -175,8 +175,8 @@ class Synthesis(nn.Module):
 class Discriminator(nn.Module):
     """image float32[batch, channel, size, size] -> logit float32[batch]: residual blocks, minibatch deviation, linear layers.
 
-    `widths` from 4x4 up to the full resolution. The deviation over groups of `group` images (Karras 2018, arXiv:1710.10196)
-    shows a lack of variety; the batch must be a multiple of `group` or smaller than it.
+    `widths` from 4x4 up to the full resolution. The deviation over groups of `group` images, or fewer where the batch is no
+    multiple of it, shows a lack of variety (Karras 2018, arXiv:1710.10196).
     """
 
     def __init__(self, *, size: int = 64, widths: Sequence[int] = WIDTHS, channels: int = 3, group: int = 4) -> None:
@@ -205,7 +205,7 @@ class Discriminator(nn.Module):
     def _deviation(self, x: Tensor) -> Tensor:
         """[batch, 1, height, width]: the mean deviation over each group, the same number at each place."""
         batch, channels, height, width = x.shape
-        group = min(self.group, batch)
+        group = next(size for size in range(min(self.group, batch), 0, -1) if batch % size == 0)
         grouped = x.view(group, batch // group, channels, height, width)
         spread = torch.sqrt(grouped.var(0, correction=0) + 1e-8).mean((1, 2, 3))  # [batch / group]
         return spread.repeat(group)[:, None, None, None].expand(batch, 1, height, width)

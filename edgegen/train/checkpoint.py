@@ -54,7 +54,7 @@ def save(objective: Objective, state: State, output: Path) -> None:
     """Write the checkpoint and its state; both are written before either takes the place of the last one.
 
     Raises:
-        TrainingError: weights are not finite, or the disk is full; what was there stays whole.
+        TrainingError: weights are not finite, or the disk is full; what was there stays as it was.
     """
     tensors = _tensors(objective)
     if bad := [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
@@ -150,4 +150,4 @@ def _write(tensors: Mapping[str, Tensor], metadata: dict[str, str], path: Path) 
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"cannot write {path}: {error}; the checkpoint that was there is whole") from error
+        raise TrainingError(f"cannot write {path}: {error}") from error

@@ -37,6 +37,15 @@ class Data:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises SourceError where the arrays are not what they should be."""
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or not self.images.size:
+            described = f"{self.images.dtype}{list(self.images.shape)}"
+            raise SourceError(f"images are {described}; they must be uint8[image, height, width, channel], and some")
+        if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]):
+            described = f"{self.labels.dtype}{list(self.labels.shape)}"
+            raise SourceError(f"labels are {described}; {len(self.images)} images want int64[{len(self.images)}]")
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
-from edgegen.errors import InputError, TrainingError
+from edgegen.errors import InputError, SourceError, TrainingError
 from edgegen.export.recipe import Recipe
 from edgegen.pipelines.images import PixelRange
 from edgegen.train.checkpoint import State, check_output, read_state, restore, save
@@ -89,7 +89,8 @@ def train(path: Path, output: Path, options: Options, on_step: OnStep | None = N
         _check_samples(options.samples)
     accelerator = _accelerator(options)
     try:
-        with torch.random.fork_rng():
+        used = [accelerator.device] if accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(used):
             run = _prepare(recipe, training, output, options, accelerator)
             with _stopping() as stop:
                 report = run.go(stop, on_step)
@@ -213,9 +214,10 @@ def _prepare(recipe: Recipe, training: Training, output: Path, options: Options,
             group["initial_lr"] = group["lr"]
     if options.resume:
         restore(objective, output)
+    _check_classes(data, objective.classes)
     batches = Batches(
         data,
-        msgspec.convert(recipe.settings.get("pixels", {}), PixelRange),
+        _pixels(recipe),
         seed=state.seed,
         batch_size=state.batch_size,
         flip=training.flip,
@@ -244,6 +246,19 @@ def _begin(recipe: Recipe, training: Training, data: Data, output: Path, options
             f"this is {recipe.name} on {list(data.images.shape)}"
         )
     return state
+
+
+def _pixels(recipe: Recipe) -> PixelRange:
+    try:
+        return msgspec.convert(recipe.settings.get("pixels", {}), PixelRange)
+    except msgspec.ValidationError as error:
+        raise SourceError(f"{recipe.name}: the setting `pixels` wants black and white, such as -1.0 and 1.0: {error}") from None
+
+
+def _check_classes(data: Data, classes: int) -> None:
+    if classes and data.labels is not None and not 0 <= data.labels.min() <= data.labels.max() < classes:
+        there = f"labels from {data.labels.min()} to {data.labels.max()}"
+        raise InputError(f"the data has {there}; the objective has {classes} classes, from 0")
 
 
 def _accelerator(options: Options) -> Accelerator:

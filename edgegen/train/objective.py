@@ -28,6 +28,8 @@ class Objective(nn.Module):
     A module, so that `state_dict` holds everything that training changes; the optimizers' state is kept beside it. Randomness
     comes from torch's generator alone, which the loop seeds before each step: nothing else decides what a step does.
 
+    Of several processes each keeps its own batch statistics; those of the first one are saved.
+
     With `decay`, exported are averages of the weights, exponential with that decay, which grows from 0.1 in the first steps
     (Polyak 1992; Karras 2018, arXiv:1710.10196).
 

@@ -51,3 +51,14 @@ def load_training(path: Path) -> tuple[Recipe, Training]:
     if recipe.modules is None:
         raise SourceError(f"{path}: what is trained is the recipe's `modules`, and it has none")
     return recipe, training
+
+
+def untrained(recipe: str) -> Callable[[], Path]:
+    """A recipe's `source` where nobody has trained it yet: an error that says how, instead of random weights."""
+
+    def source() -> Path:
+        weights = f"{Path(recipe).stem}.safetensors"
+        how = f"`edgegen train {recipe} -o {weights}`, then export with --checkpoint {weights}"
+        raise SourceError(f"this recipe brings no weights; train it first: {how}")
+
+    return source
