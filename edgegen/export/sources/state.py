@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +63,9 @@ def read(path: Path) -> Mapping[Any, Any]:
     if suffix not in PICKLES:
         raise SourceError(f"{path} is a {suffix or 'nameless'} file; a checkpoint is .safetensors, .pt, .pth, .bin or .ckpt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats; what cannot be read raises
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"{path} holds code or objects beside tensors ({_reason(error)}), and is not run; where you trust it, load it in a "
