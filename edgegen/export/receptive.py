@@ -13,7 +13,7 @@ def receptive_field(module: torch.nn.Module, image: torch.Tensor, scale: Fractio
     depends on them, whatever the weights are.
 
     Args:
-        module: takes [1, channel, height, width]; gives `scale` times as many rows and columns.
+        module: takes [batch, channel, height, width]; gives `scale` times as many rows and columns.
         image: what it is tried with; large enough, or the answer is None.
         scale: output pixels for each input pixel.
         multiple: the pixels come in blocks of so many, for networks that treat neighbours differently.

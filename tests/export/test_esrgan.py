@@ -17,9 +17,11 @@ from edgegen.export.fetch import fetch_from_npm
 from edgegen.export.recipe import load_recipe
 from edgegen.media import read_image
 from edgegen.models.esrgan import load_layers_model
+from edgegen.pipelines.images import PixelRange
 from edgegen.proof import verify_bundle
 
-RECIPE = Path(__file__).parents[2] / "export" / "esrgan_slim_x2.py"
+RECIPES = Path(__file__).parents[2] / "export"
+RECIPE = RECIPES / "esrgan_slim_x2.py"
 ASSETS = {  # the publisher's own picture, and what its network made of it
     "package/assets/fixture.png": ("9c42004f3493b1520d7fcaa908f63bf1e34eb1206ff49ee71724c67fc5ce8294", 41_529),
     "package/assets/samples/2x/result.png": ("3374bbc0af08d3c245f173becabef4fe67ea9c933bff4464e26a2960394a3141", 134_906),
@@ -63,6 +65,15 @@ def test_it_is_proven_and_knows_its_scale_and_how_far_it_looks(published):
         assert model.settings.scale == (2, 1)
         # 3x3 kernels seven times before the doubling, one 5x5 (two pixels), and half a pixel after it
         assert model.settings.receptive_field == 10
+
+
+@pytest.mark.parametrize("scale", [3, 4, 8])
+def test_the_larger_scales_are_read_from_the_same_package(published, scale):
+    _, fixture, _ = published
+    network = load_recipe(RECIPES / f"esrgan_slim_x{scale}.py").modules()
+    with torch.no_grad():
+        made = network(torch.from_numpy(PixelRange(0.0, 255.0).from_uint8(fixture[None, :16, :24])))
+    assert made.shape == (1, 3, 16 * scale, 24 * scale)
 
 
 LAYERS = [

@@ -1,6 +1,7 @@
 """The export half of GANs: a generator; mapping and synthesis, as StyleGAN has them; or a network that changes images."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 import msgspec
 import numpy as np
@@ -16,13 +17,15 @@ from edgegen.export.families.gan_styles import (
     stored_noise,
     with_constant_noise,
 )
-from edgegen.export.parts import Model, Modules
+from edgegen.export.parts import Model, Modules, Part
 from edgegen.export.receptive import receptive_field
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
-from edgegen.pipelines.image_to_image import BLEND
 from edgegen.pipelines.tiling import up
 from edgegen.tensors import Axis, Tensors, TensorSpec
+
+_MOST_SIDE = 512  # of an image in the proof, and of one that the receptive field is looked for in
+_BLEND = 4  # of the tiles in the proof
 
 
 def export(request: Request, progress: Progress) -> TensorExportReport:
@@ -64,14 +67,18 @@ def _build_generator(given: Given) -> Model:
 def _build_translator(given: Given) -> Model:
     part, settings = given.parts["translator"], given.settings
     scale = scale_of(part.module, part.inputs, given.axes)
-    usual = examples(part.inputs, given.axes)[0][:1]
     reach = settings.receptive_field
     if reach is None:
-        reach = receptive_field(part.module, usual, scale, settings.multiple)
+        reach = _reach(part, given.axes, scale, settings.multiple)
     settings = msgspec.structs.replace(settings, scale=(scale.numerator, scale.denominator), receptive_field=reach)
-    tiling = _tiling(part.inputs[0], given.axes, reach, settings.multiple)
-    sides = tuple(usual.shape[2:]) if not tiling else (up(tiling["tile"] * 3 // 2, settings.multiple),) * 2
-    drawn = np.random.Generator(np.random.Philox(0)).integers(0, 256, (1, *sides, usual.shape[1]), np.uint8)
+    tiling = _tiling(part.inputs[0], given.axes, reach, scale, settings.multiple)
+    batch, channels, *bounds = _bounds(part, given.axes)
+    if tiling:
+        sides = [up(tiling["tile"] * 3 // 2, settings.multiple)] * 2
+    else:
+        most = max(int(_MOST_SIDE / scale) // settings.multiple * settings.multiple, 1)
+        sides = [max(min(bound.opt, most), bound.min) for bound in bounds]
+    drawn = np.random.Generator(np.random.Philox(0)).integers(0, 256, (batch.min, *sides, channels.min), np.uint8)
     image = settings.pixels.from_uint8(drawn)
 
     def reference() -> tuple[Tensors, Tensors]:
@@ -84,12 +91,29 @@ def _build_translator(given: Given) -> Model:
     return Model("gan", given.parts, given.axes, settings, reference)
 
 
-def _tiling(spec: TensorSpec, axes: Mapping[str, Axis], reach: int | None, multiple: int) -> dict[str, int]:
+def _bounds(part: Part, axes: Mapping[str, Axis]) -> list[Axis]:
+    """Of batch, channels, height and width of the image that goes in."""
+    return [axes[axis] if isinstance(axis, str) else Axis(axis, axis, axis) for axis in part.inputs[0].axes]
+
+
+def _reach(part: Part, axes: Mapping[str, Axis], scale: Fraction, multiple: int) -> int | None:
+    """The receptive field, looked for in an image of the usual size, and where that does not hold it, of the largest."""
+    batch, channels, *bounds = _bounds(part, axes)
+    for wanted in ([bound.opt for bound in bounds], [min(bound.max, _MOST_SIDE) for bound in bounds]):
+        sides = [max(side // multiple * multiple, bound.min) for side, bound in zip(wanted, bounds, strict=True)]
+        found = receptive_field(part.module, torch.rand(batch.min, channels.min, *sides), scale, multiple)
+        if found is not None:
+            return found
+    return None
+
+
+def _tiling(spec: TensorSpec, axes: Mapping[str, Axis], reach: int | None, scale: Fraction, multiple: int) -> dict[str, int]:
     """Tiles that the proof can join, and hold to an image in one piece; none where sizes or the receptive field forbid it."""
     bounds = [axes[axis] for axis in spec.axes[2:] if isinstance(axis, str)]
     if reach is None or len(bounds) < 2:
         return {}
-    overlap = up(2 * reach + BLEND, multiple)
+    overlap = up(2 * reach + _BLEND, multiple)
     tile = up(max(2 * overlap, *(bound.min for bound in bounds)), multiple)
-    fits = up(tile * 3 // 2, multiple) <= min(bound.max for bound in bounds)
-    return {"tile": tile, "overlap": overlap, "blend": BLEND} if fits else {}
+    side = up(tile * 3 // 2, multiple)
+    fits = side <= min(bound.max for bound in bounds) and side * max(scale, Fraction(1)) <= _MOST_SIDE
+    return {"tile": tile, "overlap": overlap, "blend": _BLEND} if fits else {}
