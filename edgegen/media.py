@@ -125,7 +125,7 @@ def read_image(path: Path, channels: int | None = None) -> Pixels:
     with _reading(path), module.open(path, formats=FORMATS) as image:
         _check_header(path, image)
         image.load()
-        pixels = _to_pixels(path, ImageOps.exif_transpose(image))
+        pixels = _to_pixels(path, ImageOps.exif_transpose(image), str(image.format))
     return pixels if channels is None else with_channels(pixels, channels, str(path))
 
 
@@ -135,7 +135,10 @@ def read_folder(folder: Path, channels: int | None = None, most: int | None = No
     Returns uint8 [image, height, width, channel]; the first `most`. Raises InputError as `read_image` does, or where there are
     none, or sizes differ.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:most]
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:most]
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     if not files:
         raise InputError(f"no images in {folder}; give a folder of {', '.join(SUFFIXES)} files")
     first = read_image(files[0], channels)
@@ -179,8 +182,8 @@ def _check_header(path: Path, image: "Image") -> None:
         raise InputError(f"{path} is animated or has several pages ({frames}); give one still image")
 
 
-def _to_pixels(path: Path, image: "Image") -> Pixels:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+def _to_pixels(path: Path, image: "Image", kind: str) -> Pixels:
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in {"PNG", "PPM"}):  # whose most is 65535
         deep = np.asarray(image).astype(np.uint32)
         return ((deep * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]  # rounded to the nearest
     if image.mode in {"I", "F"}:

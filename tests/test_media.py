@@ -83,6 +83,8 @@ def test_a_folder_is_written_and_read_in_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images in"):
         read_folder(tmp_path / "empty")
+    with pytest.raises(InputError, match="cannot read the folder"):
+        read_folder(tmp_path / "none")
     with pytest.raises(InputError, match="cannot make the folder"):
         write_folder(files[0], pixels, ["0", "1", "2"])
 
@@ -91,6 +93,14 @@ def test_16_bit_grey_is_rounded_to_8(tmp_path):
     deep = np.array([[0, 128, 129, 257, 65535, 65278]], np.uint16)  # 128 / 257 is below a half, 129 / 257 above
     Image.fromarray(deep).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[:, :, 0].tolist() == [[0, 0, 1, 1, 255, 254]]
+
+
+def test_16_bits_of_a_pgm_and_of_a_big_endian_tiff_are_read_alike(tmp_path):
+    deep = np.array([[0, 257, 65535]], np.uint16)
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535 " + deep.astype(">u2").tobytes())
+    Image.fromarray(deep.astype(">u2")).save(tmp_path / "a.tiff")
+    for name in ("a.pgm", "a.tiff"):
+        assert read_image(tmp_path / name)[:, :, 0].tolist() == [[0, 1, 255]]
 
 
 def test_32_bit_pixels_are_refused(tmp_path):

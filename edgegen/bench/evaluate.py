@@ -14,7 +14,7 @@ from edgegen.backends import AUTO, choose
 from edgegen.bench.quality import compare_sets, pixel_features, psnr_db, ssim
 from edgegen.errors import InputError
 from edgegen.media import read_folder, with_channels
-from edgegen.pipelines.images import Images
+from edgegen.pipelines.images import Images, draws
 
 Pixels = NDArray[np.uint8]
 
@@ -132,7 +132,7 @@ def _generate(
     model: Any, count: int, seed: int, options: dict[str, Any], progress: Callable[[int, int], None] | None
 ) -> tuple[Pixels | None, float | None]:
     """Images and the seconds for each; None where the model draws none (codes, image-to-image)."""
-    if not hasattr(model, "generate") or getattr(model.settings, "codes", None):
+    if not hasattr(model, "generate") or not draws(model.bundle.manifest):
         return None, None
     start = time.perf_counter()
     images: Images = model.generate(count=count, seed=seed, progress=progress, **options)

@@ -20,6 +20,7 @@ from edgegen.bench.measure import Clock, measure, summarize
 from edgegen.bench.metrics import spread
 from edgegen.bundle import Bundle
 from edgegen.errors import InputError
+from edgegen.pipelines.images import draws
 from edgegen.runtime import pipeline_class
 from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
 
@@ -158,8 +159,8 @@ class _Call:
 
 def _call_of(pipeline: Any, sessions: Mapping[str, Session], steps: int | None) -> _Call:
     settings = pipeline.settings
-    method = "generate" if hasattr(pipeline, "generate") and not getattr(settings, "codes", None) else None
-    method = method or next((name for name in _IMAGE_METHODS if hasattr(pipeline, name)), None)
+    seeded = draws(pipeline.bundle.manifest)
+    method = next((name for name in (("generate",) if seeded else _IMAGE_METHODS) if hasattr(pipeline, name)), None)
     if method is None:
         raise InputError("this bundle makes no images: there is no generate, translate or reconstruct to measure")
     takes = frozenset(inspect.signature(getattr(pipeline, method)).parameters)

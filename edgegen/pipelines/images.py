@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from edgegen.errors import BackendError, InputError
 from edgegen.media import with_channels
 from edgegen.tensors import Tensor
+
+if TYPE_CHECKING:
+    from edgegen.manifest import Manifest
 
 MAX_SEED = 2**64 - 1
 
@@ -58,6 +61,12 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+def draws(manifest: "Manifest") -> bool:
+    """Whether a bundle makes images from seeds: it has a graph that begins with no image, and its latents are no codes."""
+    inputs = [{spec.name for spec in graph.variants["canonical"].inputs} for graph in manifest.graphs.values()]
+    return any("image" not in names for names in inputs) and not manifest.settings.get("codes")
 
 
 def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -22,6 +22,12 @@ def noise_images(count, seed=0, size=12):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
 
 
+def fake_manifest(name, first_input):
+    variant = types.SimpleNamespace(inputs=[TensorSpec(first_input, "float32", ())])
+    graphs = {"graph": types.SimpleNamespace(variants={"canonical": variant})}
+    return types.SimpleNamespace(name=name, family="gan", precision="fp32", graphs=graphs, settings={})
+
+
 class FakeModel:
     """Makes noise, or where it is told to, one image for ever."""
 
@@ -29,7 +35,7 @@ class FakeModel:
     collapsed = False
 
     def __init__(self):
-        manifest = types.SimpleNamespace(name="fake", family="gan", precision="fp32")
+        manifest = fake_manifest("fake", "z")
         self.bundle = types.SimpleNamespace(manifest=manifest)
         self.calls = []
 
@@ -91,9 +97,7 @@ def halving_vae():
     vae = Vae(
         {"encoder": encoder, "decoder": decoder}, VaeSettings(PixelRange(0, 255), scale=1), {"encoder": axes, "decoder": axes}
     )
-    vae.bundle = types.SimpleNamespace(
-        manifest=types.SimpleNamespace(name="v", family="vae", precision="fp32"), close=lambda: None
-    )
+    vae.bundle = types.SimpleNamespace(manifest=fake_manifest("v", "latent"), close=lambda: None)
     return vae
 
 

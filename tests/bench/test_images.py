@@ -17,6 +17,7 @@ from edgegen.backends.fake import FakeSession
 from edgegen.bench.images import TimedSession, bench_images
 from edgegen.bench.report import image_report
 from edgegen.errors import InputError
+from edgegen.manifest import Graph, Variant
 from edgegen.pipelines import FAMILIES
 from edgegen.pipelines.images import Images
 from edgegen.tensors import Axis, TensorSpec
@@ -55,7 +56,6 @@ class Translates(Steps):
     """Image to image; nothing is made from seeds."""
 
     settings = types.SimpleNamespace()
-    generate = property()  # hasattr says no
 
     def translate(self, pixels):
         CALLS.append(pixels.shape)
@@ -64,7 +64,7 @@ class Translates(Steps):
 
 
 class Neither(Translates):
-    translate = property()
+    translate = property()  # hasattr says no
 
 
 @pytest.fixture
@@ -87,7 +87,11 @@ def bundles(tmp_path, monkeypatch):
     monkeypatch.setattr(
         edgegen.bench.images, "measure_cold_call", lambda *asked: COLD | {"asked": len(CALLS.append(asked) or "")}
     )
-    return {name: make_bundle(tmp_path / f"{name}.bundle", family=name) for name in made}
+    axes, path = {"batch": Axis(1, 1, 4)}, "graphs/decoder.onnx"
+    graphs = {name: Graph({"canonical": Variant(path, (), (spec,), ())}, axes) for name, (_, spec) in made.items()}
+    return {
+        name: make_bundle(tmp_path / f"{name}.bundle", family=name, graphs={"decoder": graph}) for name, graph in graphs.items()
+    }
 
 
 def test_batches_steps_and_graphs_are_counted(bundles, monkeypatch):

@@ -203,6 +203,7 @@ def test_what_a_vae_lacks_is_said_in_one_line():
     assert "no methods encode and decode" in refused(lambda: nn.Linear(1, 1), image)
     assert "encoder and decoder, or decoder alone" in refused(lambda: {"encoder": nn.Identity()}, image)
     assert "say them in `inputs`" in refused(TinyVae, {})
+    assert "must give mean and log-variance" in refused(TinyVae, {"encoder": [*image["encoder"], "noise.0 float32[batch, 5]"]})
     assert "say how many there are" in refused(
         TinyVae, {"encoder": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
     )

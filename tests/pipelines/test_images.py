@@ -1,11 +1,14 @@
 """What image pipelines share: pixel ranges, seeds, noise, classes, and what users bring."""
 
+import types
+
 import msgspec
 import numpy as np
 import pytest
 
 from edgegen.errors import BackendError, InputError
-from edgegen.pipelines.images import MAX_SEED, PixelRange, class_ids_for, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import MAX_SEED, PixelRange, class_ids_for, draws, normal, pixel_batch, seeds_for
+from edgegen.tensors import TensorSpec
 
 
 def test_pixels_go_there_and_back():
@@ -74,3 +77,15 @@ def test_a_users_image_becomes_a_batch_with_the_wanted_channels():
 def test_what_is_no_image_is_one_line(given):
     with pytest.raises(InputError):
         pixel_batch(given, 3)
+
+
+def test_a_bundle_whose_graphs_all_begin_with_an_image_makes_none_from_seeds():
+    def manifest(*graphs, **settings):
+        variants = [types.SimpleNamespace(inputs=[TensorSpec(name, "float32", ()) for name in names]) for names in graphs]
+        named = {str(i): types.SimpleNamespace(variants={"canonical": variant}) for i, variant in enumerate(variants)}
+        return types.SimpleNamespace(graphs=named, settings=settings)
+
+    assert draws(manifest(["z", "class_ids"]))
+    assert draws(manifest(["image"], ["latent"]))
+    assert not draws(manifest(["image"]))
+    assert not draws(manifest(["image"], ["codes"], codes=16))

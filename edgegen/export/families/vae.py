@@ -115,6 +115,9 @@ def _graphs(source: Modules) -> tuple[dict[str, torch.nn.Module], VaeSettings]:
 def _inputs(source: Modules, graph: str, first: str, settings: VaeSettings) -> tuple[TensorSpec, ...]:
     inputs = source.inputs.get(graph, ())
     names = [spec.name for spec in inputs]
+    if noise := [name for name in names if name.startswith("noise.")]:
+        said = "give mean and log-variance, from which the pipeline draws" if graph == "encoder" else "draw nothing"
+        raise ExportError(f"{graph} draws noise inside ({', '.join(noise)}): its forward must {said}")
     if names not in ([first], [first, "class_ids"]):
         wanted = f"{first} float32[batch, 3, 64, 64]" + ", class_ids int64[batch]" * (settings.classes > 0)
         raise ExportError(f"{graph}: its inputs are {names}; say them in `inputs`, for example {wanted!r}")
