@@ -127,9 +127,16 @@ class Gan:
             if progress is not None:
                 progress(min(start + size, total), total)
         pixels = np.concatenate(made)
-        given = {"class_ids": class_ids, "psi": psi, "cutoff": cutoff, "noise": noise, "mix": _told(mix)}
+        seeds = batch.seeds[: len(pixels)]
+        ids = None if class_ids is None else np.asarray(class_ids).tolist()
+        given = {"class_ids": ids, "psi": psi, "cutoff": cutoff, "noise": noise, "mix": _told(mix)}
         said = {name: value for name, value in given.items() if value is not None}
-        return Images(pixels, batch.seeds[: len(pixels)] if latents is None and w is None else (), said)
+        if len(pixels) < total:
+            said["stopped"] = "deadline"
+        if latents is None and w is None:
+            return Images(pixels, seeds, said)
+        drawn = self.has.noise and batch.style.noise == "seeded"
+        return Images(pixels, (), said | ({"noise_seeds": list(seeds)} if drawn else {}))
 
     def interpolate(
         self,
@@ -303,6 +310,10 @@ def _fixed(session: Session, name: str) -> tuple[int, ...]:
 
 def _anatomy(sessions: Mapping[str, Session], settings: GanSettings, has_noise: bool) -> Anatomy:
     """What this generator has. BundleError where graphs and settings do not go together."""
+    for graph, output, ranks in (("mapping", "w", (2, 3)), ("synthesis", "image", (4,)), ("generator", "image", (4,))):
+        spec = sessions[graph].outputs.get(output) if graph in sessions else None
+        if graph in sessions and (spec is None or len(spec.axes) not in ranks):
+            raise BundleError(f"the graph {graph} must give {output}, of {ranks[0]} axes; here is {spec}")
     entry = sessions.get("mapping") or sessions["generator"]
     latent, is_conditional = _fixed(entry, "z"), "class_ids" in entry.inputs
     if is_conditional != (settings.classes > 0):

@@ -38,6 +38,16 @@ class GanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     multiple: int = 1
     receptive_field: int | None = None
 
+    def __post_init__(self) -> None:
+        bounds = {"classes": (0, 1 << 31), "multiple": (1, 1 << 12), "scale": (1, 64), "receptive_field": (0, 1 << 20)}
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value or 0,)
+            if not all(least <= number <= most for number in numbers):
+                raise ValueError(f"{name} is {value}; it must be {least} to {most}")
+        if not np.isfinite(self.mean_w).all():
+            raise ValueError("mean_w holds numbers that are not finite")
+
 
 @dataclass(frozen=True)
 class Style:

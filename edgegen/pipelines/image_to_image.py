@@ -1,5 +1,6 @@
 """Networks that turn images into images: super-resolution, translation; in tiles where an image is large."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -34,8 +35,8 @@ class Translator:
             raise BundleError(
                 f"a translator takes image and gives image_out; this one takes {list(map(str, session.inputs.values()))}"
             )
-        if not isinstance(image.axes[1], int) or min(settings.scale) < 1 or settings.multiple < 1:
-            raise BundleError(f"a translator has a number of channels, a scale and a multiple; here are {image} and {settings}")
+        if not isinstance(image.axes[1], int):
+            raise BundleError(f"a translator takes images of so many channels; this one takes {image}")
         self.graph, self.settings = BatchedGraph(session, axes or {}), settings
         self.channels, self.scale = image.axes[1], Fraction(*settings.scale)
         height, width = (self._sides(place) for place in (2, 3))
@@ -99,12 +100,11 @@ class Translator:
                 break
         if not made:
             raise InputError(f"deadline_s is {deadline_s:g}: no image was finished by then; give more time, or smaller images")
-        sides = (
-            -(-height * self.scale.numerator // self.scale.denominator),
-            -(-width * self.scale.numerator // self.scale.denominator),
-        )
-        result = np.ascontiguousarray(np.concatenate(made)[:, : sides[0], : sides[1]])
-        return Images(result, (), {"tiles": f"{len(down)} x {len(across)}", "scale": str(self.scale)})
+        result = np.concatenate(made)[:, : math.ceil(height * self.scale), : math.ceil(width * self.scale)]
+        said = {"tiles": f"{len(down)} x {len(across)}", "scale": str(self.scale)}
+        if len(made) < len(images):
+            said["stopped"] = "deadline"
+        return Images(np.ascontiguousarray(result), (), said)
 
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
         """The proof's tensors: `image_out` of `image` float32, and again from tiles where there is `tile`."""

@@ -112,6 +112,8 @@ def test_latents_of_ones_own_are_taken_instead_of_seeds():
     made = plain().generate(latents=latents.tolist())
     np.testing.assert_array_equal(made.pixels, plain().generate(count=5, seed=1).pixels)
     assert made.seeds == ()
+    made = styled().generate(latents=latents[:2], seed=[8, 9])
+    assert made.parameters == {"noise_seeds": [8, 9]}
 
 
 def test_a_class_is_one_for_all_or_one_for_each():
@@ -209,6 +211,7 @@ def test_a_deadline_gives_what_is_finished():
     made = plain().generate(count=10, seed=0, deadline_s=0.0)
     np.testing.assert_array_equal(made.pixels, whole.pixels[:4])
     assert made.seeds == (0, 1, 2, 3)
+    assert made.parameters == {"stopped": "deadline"}
     some = plain().generate(count=10, seed=0, deadline_s=0.05, progress=lambda *_: time.sleep(0.03))
     assert len(some) == 8
 
@@ -327,8 +330,25 @@ def test_settings_that_do_not_fit_the_graphs_are_refused():
     model = styled()
     with pytest.raises(BundleError, match="mean latent has 2 numbers"):
         Gan({name: graph.session for name, graph in model.graphs.items()}, GanSettings(mean_w=(1.0, 2.0)))
-    with pytest.raises(msgspec.ValidationError, match="unknown field"):
-        msgspec.convert({"mean": 1}, GanSettings)
+    with pytest.raises(BundleError, match="must give image"):
+        Gan({"generator": FakeSession(lambda *_: {}, [TensorSpec("z", "float32", ("batch", 2))], [])}, GanSettings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mean": 1}, "unknown field"),
+        ({"classes": -1}, "classes is -1"),
+        ({"multiple": 0}, "multiple is 0"),
+        ({"scale": [0, 1]}, "scale is"),
+        ({"scale": [1000, 1]}, "1 to 64"),
+        ({"receptive_field": -3}, "receptive_field is -3"),
+        ({"pixels": {"black": 1.0, "white": 1.0}}, "not the same"),
+    ],
+)
+def test_absurd_settings_of_a_stranger_are_refused(settings, said):
+    with pytest.raises(msgspec.ValidationError, match=said):
+        msgspec.convert(settings, GanSettings)
 
 
 def test_the_mean_latent_survives_the_manifest_to_the_last_bit():

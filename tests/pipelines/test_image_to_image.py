@@ -151,6 +151,7 @@ def test_a_deadline_gives_the_images_that_are_finished():
     model, pixels = upscaler(), photo(8, 8, count=5)
     made = model.translate(pixels, deadline_s=0.05, progress=lambda *_: time.sleep(0.03))
     np.testing.assert_array_equal(made.pixels, upscaler().translate(pixels).pixels[:2])
+    assert made.parameters["stopped"] == "deadline"
     with pytest.raises(InputError, match="no image was finished"):
         model.translate(pixels, deadline_s=-1.0)
 
@@ -201,8 +202,8 @@ def test_a_graph_that_is_no_translator_is_refused():
         Recorded(doubled, spec=TensorSpec("picture", "float32", SPEC.axes))
     with pytest.raises(BundleError, match="none is allowed"):
         Recorded(doubled, bounds=(5, 7), multiple=8)
-    with pytest.raises(BundleError, match="scale"):
-        Recorded(doubled, scale=(0, 1))
+    with pytest.raises(BundleError, match="so many channels"):
+        Recorded(doubled, spec=TensorSpec("image", "float32", ("batch", "channel", "height", "width")))
 
 
 def test_replay_gives_the_image_in_one_piece_and_joined():
