@@ -24,7 +24,7 @@ class BatchedGraph:
         self._lock = threading.Lock()
         first = next(iter(session.inputs.values())).axes[0]
         bounds = Axis(first, first, first) if isinstance(first, int) else axes.get(first, Axis(1, 1, _MOST))
-        self.least, self.usual, self.most = bounds.min, bounds.opt, bounds.max
+        self.least, self.most = bounds.min, bounds.max
 
     def batches(self, count: int) -> Iterator[slice]:
         """Cut `count` images into batches that fit: as many as the graph was exported for, at most 64."""
@@ -47,7 +47,8 @@ class BatchedGraph:
     def _run(self, feed: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch; one below the graph's range is filled up with copies, which are dropped again."""
         count = len(next(iter(feed.values())))
-        wanted = max(count, self.least)
-        filled = {name: np.ascontiguousarray(np.resize(array, (wanted, *array.shape[1:]))) for name, array in feed.items()}
+        filled = {name: np.ascontiguousarray(array) for name, array in feed.items()}
+        if count < self.least:
+            filled = {name: np.resize(array, (self.least, *array.shape[1:])) for name, array in filled.items()}
         with self._lock:
             return {name: array[:count].copy() for name, array in self.session.run(filled).items()}

@@ -33,11 +33,19 @@ class PixelRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         Raises BackendError where a number is not finite: the model, or its precision, is broken.
         """
-        if not np.isfinite(images).all():
+        scale = (self.white - self.black) / 255.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            grey = np.multiply(images, np.float32(1 / scale), dtype=np.float32)
+            grey -= np.float32(self.black / scale)
+            least, most = grey.min(), grey.max()
+        if not (np.isfinite(least) and np.isfinite(most)):
             raise BackendError("the model gave pixels that are not finite; try a higher precision, or other latents")
-        grey = (images.astype(np.float32) - self.black) * (255.0 / (self.white - self.black))
-        pixels: NDArray[np.uint8] = np.rint(grey).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(pixels)
+        if least < 0 or most > 255:
+            np.clip(grey, 0, 255, out=grey)
+        np.rint(grey, out=grey)
+        pixels = np.empty((len(grey), *grey.shape[2:], grey.shape[1]), np.uint8)
+        np.copyto(pixels, grey.transpose(0, 2, 3, 1), casting="unsafe")
+        return pixels
 
     def from_uint8(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [image, height, width, channel] -> float32 [image, channel, height, width]."""
