@@ -232,7 +232,7 @@ class Diffusion:
                 raise InputError(
                     f"init_image has a {name} of {given.shape[1 + place]} where {pixels} is asked for; scale it first"
                 )
-            sides.append(self.runners["denoiser"].size("sample", 2 + place, pixels // factor, name))
+            sides.append(self.runners["denoiser"].size(2 + place, pixels, factor, name))
         channels = self._inputs["sample"].axes[1] if latent is None else latent.channels
         if not isinstance(channels, int):
             raise BundleError("the denoiser's sample has no fixed number of channels; export it again")
@@ -289,7 +289,7 @@ class Diffusion:
         return self.settings.pixels.to_uint8(self._decode_raw(sample))
 
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
-        """The proof's tensors: the encoded text, the sample after each step (`step.0`, ...), and the `image`.
+        """The proof's tensors: what the encoders give, the sample after each step (`step.0`, ...), and the `image`.
 
         Args:
             inputs: `latents` (unit noise), `noise.N` of each step that takes some, `steps` and `guidance` (0-d), `class_ids`,
@@ -299,6 +299,9 @@ class Diffusion:
         way = trajectory(
             self.settings.schedule, self.settings.stepper, inputs["steps"].item(), tokens=self._tokens(latents.shape)
         )
+        if "pixels" in inputs:
+            encoded = self.runners["vae_encoder"].run({"image": inputs["pixels"]})
+            yield from ((name, encoded[name]) for name in ("mean", "log_variance"))
         told, without = self._conditions.recorded(inputs, latents.shape)
         yield from ((name, told[name]) for name in ("encoder_hidden_states", "pooled") if name in told)
         scale = inputs["guidance"].item()
@@ -308,10 +311,6 @@ class Diffusion:
         for index in range(len(way)):
             yield f"step.{index}", denoising.step(index).copy()
         yield "image", self._decode_raw(denoising.sample)
-        if "pixels" in inputs:
-            encoded = self.runners["vae_encoder"].run({"image": inputs["pixels"]})
-            yield "mean", encoded["mean"]
-            yield "log_variance", encoded["log_variance"]
 
     def close(self) -> None:
         """Free everything. Closing twice is allowed."""

@@ -44,8 +44,12 @@ class GraphRunner:
                     made[name].append(array[: part.stop - part.start].copy())
         return {name: np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for name, arrays in made.items()}
 
-    def size(self, name: str, place: int, wanted: int, unit: str) -> int:
-        """The size of an input's axis: `wanted`, or the graph's own where that is 0. InputError where it cannot be that."""
+    def size(self, place: int, pixels: int, factor: int, side: str) -> int:
+        """The size of an axis of the sample for so many pixels, or the graph's own where they are 0.
+
+        Raises InputError where `side` cannot be that long.
+        """
+        name, wanted = "sample", pixels // factor
         axis = self.session.inputs[name].axes[place]
         bounds = Axis(axis, axis, axis) if isinstance(axis, int) else self.axes.get(axis)
         if bounds is None:
@@ -54,8 +58,9 @@ class GraphRunner:
             return wanted
         size = wanted or bounds.opt
         if not bounds.min <= size <= bounds.max:
-            sizes = f"{bounds.min}" if bounds.min == bounds.max else f"{bounds.min} to {bounds.max}"
-            raise InputError(f"{unit} is {size} of the denoiser's; it was exported for {sizes}")
+            least, most = bounds.min * factor, bounds.max * factor
+            sizes = f"{least}" if least == most else f"{least} to {most}"
+            raise InputError(f"{side} is {size * factor} pixels; this model was exported for {sizes}")
         return size
 
 

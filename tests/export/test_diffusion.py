@@ -149,12 +149,12 @@ def test_a_latent_model_of_ones_own_is_exported_with_its_vae(tmp_path):
     )
     report = diffusion.export(Request(made, tmp_path / "latent.bundle", "fp32", "latent"), lambda *_: None)
     assert [error.name for error in report.fidelity[0].errors] == [
+        "mean",
+        "log_variance",
         "step.0",
         "step.1",
         "step.2",
         "image",
-        "mean",
-        "log_variance",
     ]
     with edgegen.load(tmp_path / "latent.bundle") as model:
         first = model.generate(seed=1)

@@ -29,7 +29,7 @@ from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
 from edgegen.tokenizers import Tokenizer
 
 AXES: Mapping[str, Axis] = {"batch": Axis(1, 2, 8)}
-_PROMPT, _NEGATIVE = "a small red house beside a lake, at dawn", "blurry"
+_PROMPT, _NEGATIVE = "a red house by a lake", "blurry"
 _SEED = 11
 
 
@@ -246,12 +246,14 @@ def _reference(
         if step.needs_noise:
             inputs[f"noise.{index}"] = torch.randn(inputs["latents"].shape, generator=generator).numpy()
     inputs["pixels"] = np.clip(normal([_SEED], [int(axis) for axis in parts["vae_encoder"].inputs[0].axes[1:]]), -1, 1)
-    outputs = _encoded(pipeline) | run_pipeline(pipeline, inputs["latents"], _PROMPT, negative, steps, settings.guidance)
+    with torch.no_grad():
+        mean, log_variance = parts["vae_encoder"].module(torch.from_numpy(inputs["pixels"]))
+    outputs = {"mean": mean.numpy(), "log_variance": log_variance.numpy()} | _encoded(pipeline)
+    outputs |= run_pipeline(pipeline, inputs["latents"], _PROMPT, negative, steps, settings.guidance)
     with torch.no_grad():
         last = torch.from_numpy(outputs[f"step.{len(way) - 1}"])
         outputs["image"] = parts["vae_decoder"].module(last / settings.latent.scale + settings.latent.shift).numpy()
-        mean, log_variance = parts["vae_encoder"].module(torch.from_numpy(inputs["pixels"]))
-    return inputs, outputs | {"mean": mean.numpy(), "log_variance": log_variance.numpy()}
+    return inputs, outputs
 
 
 def _encoded(pipeline: Any) -> dict[str, Tensor]:

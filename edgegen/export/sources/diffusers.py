@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgegen.errors import SourceError
-from edgegen.export.sources.base import PICKLES, file_sha256, read_bounded, reading, refuse_pickle
+from edgegen.export.sources.base import PICKLES, file_sha256, quiet, read_bounded, reading, refuse_pickle
 from edgegen.export.sources.huggingface import _licence
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
@@ -100,7 +100,7 @@ def quiet_diffusers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
