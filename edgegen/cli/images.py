@@ -5,7 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,15 +101,15 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
 
     # Read before the model is loaded: a bad file is found at once.
     sources = [read_image(source) if isinstance(source, Path) else source for source in job.sources]
+    if job.options.get("prompt") == "-":
+        from edgegen.cli.text import read_prompt
+
+        job = replace(job, options={**job.options, "prompt": read_prompt("-")})
     options = dict(job.options)
     if "init_image" in options:
         options["init_image"] = read_image(options["init_image"])
     if "mask" in options:
         options["mask"] = read_image(options["mask"], 1)[:, :, 0]
-    if options.get("prompt") == "-":
-        from edgegen.cli.text import read_prompt
-
-        options["prompt"] = read_prompt("-")
     with load(bundle, backend, threads=threads) as model:
         # One family may have several pipelines: of GANs, a translator is another than a generator.
         refuse_unknown(Family(bundle, model.bundle.manifest.family, type(model)), job.method, options)

@@ -60,7 +60,9 @@ class FakeGan(FakePipeline):
 class FakeDiffusion(FakePipeline):
     def generate(self, *, count=1, seed=None, steps=20, prompt=None, init_image=None, mask=None, progress=None, **_unused):
         CALLS.append(("generate", steps, prompt, None if init_image is None else init_image.shape, progress))
-        raise InputError("the pipeline\nsays no")
+        if steps == 4:
+            raise InputError("the pipeline\nsays no")
+        return images(1)
 
 
 @pytest.fixture
@@ -156,6 +158,16 @@ def test_a_prompt_and_files_reach_a_diffusion_model_and_no_bar_is_drawn_off_a_te
     result = run("generate", str(diffusion), *options, stdin="a fox")
     assert CALLS == [("generate", 4, "a fox", (2, 5, 3), None)]
     assert (result.exit_code, result.stderr) == (1, "edgegen: the pipeline says no\n")
+
+
+def test_metadata_has_the_prompt_that_was_read_and_the_names_of_files(bundle, tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((2, 5, 3), np.uint8))
+    write_png(tmp_path / "m.png", np.zeros((2, 5, 1), np.uint8))
+    options = ["--prompt", "-", "--init-image", str(tmp_path / "a.png"), "--mask", str(tmp_path / "m.png")]
+    run("generate", str(bundle.with_name("d.bundle")), *options, "-o", str(tmp_path / "b.png"), stdin="a fox")
+    with Image.open(tmp_path / "b.png") as image:
+        told = json.loads(image.text["parameters"])
+    assert told == {"method": "generate", "prompt": "a fox", "init_image": "a.png", "mask": "m.png"}
 
 
 def test_images_need_a_place_that_is_a_png_or_a_folder(bundle, tmp_path):
