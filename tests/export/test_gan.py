@@ -260,6 +260,16 @@ def test_a_network_that_sees_the_whole_image_is_proven_in_one_piece(tmp_path):
         assert model.settings.receptive_field is None
 
 
+@pytest.mark.parametrize("halvings", [1, 2])
+def test_what_sides_must_be_multiples_of_is_found(halvings):
+    down = [nn.Conv2d(3, 3, 4, 2, 1) for _ in range(halvings)]
+    network = nn.Sequential(*down, *(nn.ConvTranspose2d(3, 3, 4, 2, 1) for _ in range(halvings)))
+    axes = {"height": Axis(8, 64, 96), "width": Axis(8, 64, 96)}
+    settings = gan.build(source_of({"": network}, {"": [IMAGE_SPEC]}, axes)).settings
+    assert settings.multiple == 2**halvings
+    assert settings.scale == (1, 1)
+
+
 Z_SPEC, CLASS_SPEC = ("z", "float32", ("batch", Z)), ("class_ids", "int64", ("batch",))
 IMAGE_SPEC = ("image", "float32", ("batch", 3, "height", "width"))
 SIDES_OF_8 = {"height": Axis(8, 8, 8), "width": Axis(8, 8, 8)}

@@ -7,8 +7,9 @@ import msgspec
 import numpy as np
 import torch
 
+from edgegen.errors import ExportError
 from edgegen.export.assemble import export_model
-from edgegen.export.families.gan_parts import Given, examples, scale_of
+from edgegen.export.families.gan_parts import Given, examples, run_module, scale_of
 from edgegen.export.families.gan_styles import (
     arrays,
     build_styled,
@@ -67,6 +68,8 @@ def _build_generator(given: Given) -> Model:
 def _build_translator(given: Given) -> Model:
     part, settings = given.parts["translator"], given.settings
     scale = scale_of(part.module, part.inputs, given.axes)
+    if settings.multiple == 1:
+        settings = msgspec.structs.replace(settings, multiple=_multiple(part, given.axes, scale))
     reach = settings.receptive_field
     if reach is None:
         reach = _reach(part, given.axes, scale, settings.multiple)
@@ -94,6 +97,22 @@ def _build_translator(given: Given) -> Model:
 def _bounds(part: Part, axes: Mapping[str, Axis]) -> list[Axis]:
     """Of batch, channels, height and width of the image that goes in."""
     return [axes[axis] if isinstance(axis, str) else Axis(axis, axis, axis) for axis in part.inputs[0].axes]
+
+
+def _multiple(part: Part, axes: Mapping[str, Axis], scale: Fraction) -> int:
+    """What the sides must be multiples of, for the scale to be exact: 4 for a network that halves its input twice."""
+    batch, channels, *bounds = _bounds(part, axes)
+    for multiple in (1 << power for power in range(8)):
+        sides = [bound.opt if bound.min == bound.max else (bound.opt // multiple | 1) * multiple for bound in bounds]
+        if not all(bound.min <= side <= bound.max for side, bound in zip(sides, bounds, strict=True)):
+            continue
+        try:
+            made = run_module(part.module, (torch.rand(batch.min, channels.min, *sides),))
+        except ExportError:
+            continue  # it takes no such size
+        if list(made.shape[2:]) == [side * scale for side in sides]:
+            return multiple
+    raise ExportError(f"the translator makes images of {scale} times the size for few sizes only; fix it: --axis height=64")
 
 
 def _reach(part: Part, axes: Mapping[str, Axis], scale: Fraction, multiple: int) -> int | None:

@@ -69,7 +69,7 @@ def examples(inputs: tuple[TensorSpec, ...], axes: Mapping[str, Axis]) -> tuple[
 def scale_of(module: torch.nn.Module, inputs: tuple[TensorSpec, ...], axes: Mapping[str, Axis]) -> Fraction:
     """Output pixels for each input pixel. ExportError where height and width differ in it."""
     image = examples(inputs, axes)[0]
-    made = _run(module, (image,))
+    made = run_module(module, (image,))
     found = {Fraction(after, before) for after, before in zip(made.shape[2:], image.shape[2:], strict=True)}
     if len(found) != 1:
         raise ExportError(f"the translator makes {list(made.shape)} of {list(image.shape)}; both sides must grow alike")
@@ -108,7 +108,8 @@ def _check_inputs(graph: str, inputs: tuple[TensorSpec, ...], axes: Mapping[str,
             raise ExportError(f"{graph}: {spec} may vary in its first axis only, the batch")
 
 
-def _run(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def run_module(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The one tensor that a module gives. ExportError where it does not take the inputs, or gives something else."""
     try:
         with torch.no_grad():
             made = module(*inputs)
@@ -122,7 +123,7 @@ def _run(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Ten
 
 def _output(graph: str, module: torch.nn.Module, inputs: tuple[TensorSpec, ...], axes: Mapping[str, Axis]) -> TensorSpec:
     """What a graph gives, found by running it: free where its input is."""
-    made = _run(module, examples(inputs, axes))
+    made = run_module(module, examples(inputs, axes))
     sizes: list[int | str] = list(made.shape)
     first = inputs[0].axes
     sizes[0] = first[0]
