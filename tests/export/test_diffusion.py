@@ -177,6 +177,11 @@ def test_what_is_missing_is_named(changes, message):
         diffusion.build(source(**changes))
 
 
+def test_another_kind_of_source_is_refused(tmp_path):
+    with pytest.raises(ExportError, match="gpt is no diffusion model"):
+        diffusion.export(Request(object(), tmp_path / "x.bundle", "fp32", "gpt"), lambda *_: None)
+
+
 def test_the_manifest_says_how_it_was_trained(bundle):
     place, _ = bundle
     settings = json.loads((place / "manifest.json").read_text())["settings"]

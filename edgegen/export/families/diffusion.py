@@ -30,7 +30,10 @@ def export(request: Request, progress: Progress) -> TensorExportReport:
     if isinstance(request.source, Modules):
         return export_model(request, build(request.source), progress)
     from edgegen.export.families.diffusers_model import build as build_pipeline
+    from edgegen.export.sources.diffusers import DiffusersDirectory
 
+    if not isinstance(request.source, DiffusersDirectory):
+        raise ExportError(f"{request.name} is no diffusion model; give a recipe with a denoiser, or a diffusers directory")
     progress("load", 0.0)
     return export_model(request, build_pipeline(request.source), progress)
 
