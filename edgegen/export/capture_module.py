@@ -161,11 +161,6 @@ def _check_shape(name: str, value: ir.Value, spec: TensorSpec) -> None:
         raise CaptureError(f"{name}: {spec.name} is {dtype}[{shape}] in the graph; asked for was {spec}")
 
 
-def specs_of(part: Part) -> dict[str, TensorSpec]:
-    """Inputs and outputs by name."""
-    return {spec.name: spec for spec in (*part.inputs, *part.outputs)}
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[Any]:
     """The exporter's progress and advice is for its own developers."""

@@ -146,3 +146,18 @@ def test_a_function_that_only_shares_the_name_is_not_swapped_silently(package: P
         substitutes.reference_operators(),
     ):
         pass
+
+
+def test_an_original_that_runs_on_the_cpu_is_held_to_its_substitute_and_swapped(package: Path):
+    def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
+        planes = [[slow_upfirdn(plane, f.numpy(), up, down, tuple(padding)) for plane in image] for image in x.double().numpy()]
+        return torch.from_numpy(np.array(planes)).float()
+
+    (package / "fake_ops.py").write_text("")
+    sys.path.insert(0, str(package))
+    import fake_ops
+
+    upfirdn2d.__module__ = "fake_ops"
+    fake_ops.upfirdn2d = upfirdn2d
+    with substitutes.reference_operators():
+        assert fake_ops.upfirdn2d is substitutes.upfirdn2d
