@@ -34,7 +34,7 @@ RECIPE = Recipe(
     source=untrained(__file__),
     inputs={"denoiser": ("sample float32[batch, 1, 28, 28]", "timestep float32[batch]", "class_ids int64[batch]")},
     outputs={"denoiser": ("prediction float32[batch, 1, 28, 28]",)},
-    axes={"batch": (1, 2, 64)},
+    axes={"batch": (1, 2, 32)},
     settings={"schedule": SCHEDULE, "classes": 10, "null_class": 10, "guidance": 2.0},
     licence="MIT",
 )
