@@ -64,7 +64,9 @@ class Discriminator(nn.Module):
         self.body = nn.Sequential(*layers, nn.Conv2d(widths[-1], widths[-1] * 2, side), nn.LeakyReLU(0.2), nn.Flatten())
         self.last = nn.Linear(widths[-1] * 2, 1)
         self.embedding = nn.Embedding(classes, widths[-1] * 2) if classes else None
-        initialize(self)
+        for part in self.body:
+            if isinstance(part, nn.Conv2d):  # without norms the paper's small weights would let no signal through (He 2015)
+                nn.init.kaiming_normal_(part.weight, a=0.2)
 
     def forward(self, image: Tensor, class_ids: Tensor | None = None) -> Tensor:
         """Judge images. With `classes`, `class_ids` must be given."""
@@ -74,9 +76,9 @@ class Discriminator(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Weights as in the paper: normal with deviation 0.02, about 1 for norms."""
+    """Weights of the generator as in the paper: normal with deviation 0.02, about 1 for norms."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(part.weight, 0.0, 0.02)
         elif isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.weight, 1.0, 0.02)

@@ -11,7 +11,8 @@ class ClassUNet(nn.Module):
     """sample float32[batch, channel, size, size], timestep float32[batch], class_ids int64[batch] -> prediction, like sample.
 
     Class `classes`, one past the last, stands for no class: what classifier-free guidance needs (Ho 2022, arXiv:2207.12598).
-    With `classes` 0, `class_ids` is not taken. A graph of it takes batches of 63 at most: diffusers' upsampling asks for the size.
+    With `classes` 0, `class_ids` is not taken. A graph of it takes batches of 63 at most:
+    diffusers' upsampling does otherwise beyond.
 
     Args:
         size: of the images, in pixels.
