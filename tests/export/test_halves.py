@@ -170,3 +170,17 @@ def test_a_generator_is_exported_in_float16_and_proven(tmp_path: Path):
     assert 50 < report.quality["image"] < 120  # dB: rounded weights are near the original ones, and not the same
     with Bundle.open(tmp_path / "tiny.bundle") as bundle:
         assert bundle.manifest.precision == "fp16"
+    # On a CPU it runs what float32 runs: batch norms are fused into the convolutions, casts are folded.
+    export(str(recipe), tmp_path / "wide.bundle", precision="fp32")
+    wide = optimized(tmp_path / "wide.bundle" / "graphs" / "generator.onnx", tmp_path)
+    assert optimized(tmp_path / "tiny.bundle" / "graphs" / "generator.onnxruntime.onnx", tmp_path) == wide
+
+
+def optimized(path: Path, folder: Path) -> list[str]:
+    """The operators that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node]
