@@ -57,9 +57,8 @@ def spherical(a: Floats, b: Floats, steps: int) -> Floats:
 
 def layered(w: Tensor, layers: int) -> Floats:
     """One style for each layer: [image, W] is repeated, [image, layer, W] is returned as it is."""
-    if w.ndim == 3:
-        return w
-    return np.repeat(w[:, None], layers, axis=1)
+    each: Floats = w if w.ndim == 3 else np.repeat(w[:, None], layers, axis=1)
+    return each
 
 
 def truncated(w: Floats, mean: Floats, psi: float, cutoff: int) -> Floats:
