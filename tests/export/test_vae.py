@@ -173,6 +173,7 @@ def test_diffusers_autoencoders_are_taken_as_they_are(tmp_path):
         "block_out_channels": (8, 8),
         "norm_num_groups": 4,
         "latent_channels": 4,
+        "mid_block_add_attention": False,
     }
     inputs = {"encoder": ["image float32[batch, 3, 16, 16]"]}
     kl = source(lambda: diffusers.AutoencoderKL(**blocks, scaling_factor=0.3, shift_factor=0.1), inputs)
@@ -219,6 +220,19 @@ def test_what_a_vae_lacks_is_said_in_one_line():
     assert "how many entries" in refused(lambda: codes, {"encoder": ["image float32[batch, 3, 8, 8]"]})
     flat = {"decoder": nn.Linear(4, 4)}
     assert "makes image [batch, channel, height, width]" in refused(lambda: flat, {"decoder": ["latent float32[batch, 4]"]})
+
+
+def test_named_sides_go_through_to_the_latent_and_back_to_the_image():
+    def modules():
+        return {"encoder": nn.Conv2d(3, 4, 4, 4), "decoder": nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(4, 3, 1))}
+
+    axes = {"height": Axis(16, 32, 64), "width": Axis(16, 16, 64)}
+    model = build(source(modules, {"encoder": ["image float32[batch, 3, height, width]"]}, axes))
+    latent, image = model.parts["decoder"].inputs[0], model.parts["decoder"].outputs[0]
+    assert str(latent) == "latent float32[batch, 4, latent_height, latent_width]"
+    assert [model.axes[name] for name in latent.axes[2:]] == [Axis(4, 8, 16), Axis(4, 4, 16)]
+    assert [model.axes[name] for name in image.axes[2:]] == list(axes.values())
+    assert model.settings.scale == 4
 
 
 def test_the_latent_of_the_proof_is_drawn_as_the_pipeline_draws_it():
