@@ -52,7 +52,7 @@ def spherical(a: Floats, b: Floats, steps: int) -> Floats:
         return linear(a, b, steps)
     share = np.linspace(0, 1, steps)[:, None]
     path = (np.sin((1 - share) * angle) * x + np.sin(share * angle) * y) / np.sin(angle)
-    return path.astype(np.float32).reshape(steps, *a.shape)
+    return np.asarray(path, np.float32).reshape(steps, *a.shape)
 
 
 def layered(w: Tensor, layers: int) -> Floats:
