@@ -60,8 +60,12 @@ def image_family(path: Path) -> Family | None:
 
 
 def refuse_image_options(bundle: Path, chosen: Mapping[str, Any]) -> None:
-    """Raise InputError where options for images were given to a language model."""
+    """Raise InputError where options for images were given to a language model, BundleError where nothing is there."""
+    from edgegen.bundle import Bundle
+
     flags = [flag for name, flag in _flags(IMAGES).items() if name in chosen]
+    if flags and not bundle.exists():
+        Bundle.open(bundle).close()
     if flags:
         raise InputError(f"{bundle} is a language model, which makes text; it has no {', '.join(flags)}")
 
@@ -171,8 +175,12 @@ def _check_place(output: Path) -> None:
 def _taken(pipeline: Any, method: str) -> frozenset[str]:
     """The options that a method takes: by its signature, and those of `generate` where it hands all others on to it."""
     parameters = inspect.signature(getattr(pipeline, method)).parameters
-    names = {name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
-    if len(names) < len(parameters) and method != "generate":
+    rest = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    kinds = {inspect.Parameter.KEYWORD_ONLY}  # of another method the others are its subjects: they are never options
+    if method == "generate":
+        kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = {name for name, parameter in parameters.items() if parameter.kind in kinds}
+    if rest and method != "generate":
         names |= _taken(pipeline, "generate")
     return frozenset(names)
 

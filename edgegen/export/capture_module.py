@@ -1,4 +1,4 @@
-"""Any PyTorch module becomes one standard ONNX graph (opset 24) with named inputs, outputs and axes."""
+"""Any PyTorch module becomes one standard ONNX graph (opset 23) with named inputs, outputs and axes."""
 
 import contextlib
 import io
@@ -13,12 +13,12 @@ import torch
 
 from edgegen.errors import CaptureError
 from edgegen.export import passes
-from edgegen.export.capture import OPSET
 from edgegen.export.explain import module_error
 from edgegen.export.parts import Graphed, Part, example, usual_sizes
 from edgegen.export.substitutes import reference_operators
 from edgegen.tensors import Axis, TensorSpec
 
+OPSET = 23  # without a cache nothing of 24 is needed, and onnxruntime 1.23, the last one for Python 3.10, knows no 24
 _MULTIPLE = re.compile(r"\b(\w+) = (\d+)\*_\w+")
 _FIXED = re.compile(r"(?:^|\s)(\w+) = (\d+)(?:\s|$)")
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})

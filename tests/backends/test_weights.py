@@ -6,7 +6,6 @@ import mmap
 import numpy as np
 import pytest
 
-from edgegen.backends import open_session
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError
 from edgegen.manifest import Variant

@@ -73,7 +73,7 @@ def test_a_keras_generator_becomes_a_proven_bundle(generator: Path, tmp_path: Pa
         ]
         assert bundle.manifest.source.kind == "onnx"
     written = onnx.load(tmp_path / "g.bundle" / "graphs" / "generator.onnx")
-    assert [entry.version for entry in written.opset_import] == [24]
+    assert [entry.version for entry in written.opset_import] == [23]
     with edgegen.load(tmp_path / "g.bundle") as gan:
         assert gan.generate(count=2, seed=1).pixels.shape == (2, 8, 8, 3)
 
@@ -223,7 +223,7 @@ def test_an_opset_that_cannot_be_converted_names_it(generator: Path, monkeypatch
         raise RuntimeError("No Adapter From Version $13 for Resize")
 
     monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
-    with pytest.raises(SourceError, match=r"\(opset 13\) cannot be brought to opset 24: .* for Resize"):
+    with pytest.raises(SourceError, match=r"\(opset 13\) cannot be brought to opset 23: .* for Resize"):
         open_source(str(generator))
 
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
 
 from edgegen.errors import CaptureError, SourceError
-from edgegen.export.capture import OPSET
+from edgegen.export.capture_module import OPSET
 from edgegen.export.parts import Modules
 from edgegen.export.passes import insert_before
 from edgegen.export.sources.base import weights_sha256
