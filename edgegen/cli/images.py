@@ -176,10 +176,10 @@ def _taken(pipeline: Any, method: str) -> frozenset[str]:
     """The options that a method takes: by its signature, and those of `generate` where it hands all others on to it."""
     parameters = inspect.signature(getattr(pipeline, method)).parameters
     rest = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    kinds = {inspect.Parameter.KEYWORD_ONLY}  # of another method the others are its subjects: they are never options
-    if method == "generate":
-        kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = {name for name, parameter in parameters.items() if parameter.kind in kinds}
+    options = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    if method != "generate":  # what stands before its options are the things that it works on
+        options = {inspect.Parameter.KEYWORD_ONLY}
+    names = {name for name, parameter in parameters.items() if parameter.kind in options}
     if rest and method != "generate":
         names |= _taken(pipeline, "generate")
     return frozenset(names)
