@@ -57,9 +57,24 @@ def _dcgan(name):
     from edgegen.models.dcgan import Generator
 
     return Subject(
-        name, "gan", "generator", {"generator": Generator(latent_size=100, image_size=64, channels=3)},
+        name, "gan", "generator", {"generator": Generator(latent=100, size=64, channels=3, width=64)},
         {"generator": ("z float32[batch, 100]",)}, {"generator": ("image float32[batch, 3, 64, 64]",)}, {"batch": (1, 1, 16)},
     )  # fmt: skip
+
+
+def _of_recipe(file, graph):
+    def build(name):
+        from pathlib import Path
+
+        from edgegen.export.recipe import load_recipe
+
+        recipe = load_recipe(Path(__file__).parents[2] / "export" / file)
+        modules = recipe.modules()
+        modules = modules if isinstance(modules, dict) else {graph: modules}
+        outputs = recipe.outputs or {graph: ("image_out float32[batch, 3, height_out, width_out]",)}
+        return Subject(name, "gan", graph, modules, recipe.inputs, outputs, recipe.axes, recipe.settings)
+
+    return build
 
 
 def _vae(size, batches):
@@ -131,6 +146,8 @@ def _unet_step(name):
 
 SUBJECTS = {
     "dcgan": _dcgan,
+    "stylegan2-synthesis": _of_recipe("stylegan2_emoji.py", "synthesis"),
+    "esrgan-slim": _of_recipe("esrgan_slim_x2.py", "translator"),
     "vae-128": _vae(128, (1, 8)),
     "vae-512": _vae(512, (1,)),
     "unet-step": _unet_step,
