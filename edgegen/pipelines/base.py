@@ -1,15 +1,21 @@
 """What every pipeline has: the runtime builds it from a bundle, the user closes it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
 
 from edgegen.backends.base import Session
+from edgegen.errors import BundleError
 
 if TYPE_CHECKING:
     from edgegen.bundle import Bundle
 
 OpenSession = Callable[[str], Session]
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
+_Owner = TypeVar("_Owner", bound="Owner")
 
 
 class Pipeline(Protocol):
@@ -33,3 +39,43 @@ class Pipeline(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close."""
+
+
+class Owner:
+    """The lifetime of a pipeline of several graphs: it owns `sessions`, and its bundle if it was made from one."""
+
+    bundle: "Bundle | None" = None
+
+    @property
+    def sessions(self) -> Iterable[Session]:
+        """What `close` closes."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free everything. Closing twice is allowed."""
+        for session in self.sessions:
+            session.close()
+        if self.bundle is not None:
+            self.bundle.close()
+
+    def __enter__(self: _Owner) -> _Owner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def settings_of(bundle: "Bundle", kind: type[_Settings], what: str) -> _Settings:
+    """The manifest's settings as `kind`; BundleError where they are not those of `what`."""
+    try:
+        return msgspec.convert(bundle.manifest.settings, kind)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"the settings are not those of {what}: {error}") from None
+
+
+@contextlib.contextmanager
+def opened(names: Iterable[str], open_session: OpenSession) -> Iterator[dict[str, Session]]:
+    """Open graphs by name; they stay open, unless opening one or the block itself fails."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(open_session(name)) for name in names}
+        stack.pop_all()

@@ -3,16 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
-from edgegen.pipelines.base import OpenSession
+from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.conditions import Conditions
 from edgegen.pipelines.denoising import Denoising, DenoisingStep, Job, latent_mask
 from edgegen.pipelines.diffusion_settings import DiffusionSettings
@@ -30,7 +28,7 @@ OnProgress = Callable[[int, int], None]  # (steps that are done, all)
 _PIXELS_OF_A_TOKEN = 2  # the side of a transformer's patch, where its schedule does not say
 
 
-class Diffusion:
+class Diffusion(Owner):
     """A denoiser: sample float32 [batch, channel, height, width], timestep float32 [batch], conditions -> prediction.
 
     Further graphs: `vae_decoder` and `vae_encoder` of a latent model, and the text encoders that the settings name.
@@ -42,8 +40,6 @@ class Diffusion:
         axes: bounds of the named axes, by graph; any size is run where they are not given.
         tokenizers: by the graph name of their text encoder.
     """
-
-    bundle: "Bundle | None" = None
 
     def __init__(
         self,
@@ -76,22 +72,12 @@ class Diffusion:
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Diffusion":
         """Read the settings and open every graph. BundleError where they do not fit."""
-        try:
-            settings = msgspec.convert(bundle.manifest.settings, DiffusionSettings)
-        except msgspec.ValidationError as error:
-            raise BundleError(f"the settings are not those of a diffusion model: {error}") from None
+        settings = settings_of(bundle, DiffusionSettings, "a diffusion model")
         graphs = bundle.manifest.graphs
         encoders = settings.text.encoders if settings.text else ()
         tokenizers = {encoder.graph: Tokenizer.from_bytes(bundle.read(encoder.tokenizer)) for encoder in encoders}
-        sessions: dict[str, Session] = {}
-        try:
-            for name in graphs:
-                sessions[name] = open_session(name)
+        with opened(graphs, open_session) as sessions:
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, tokenizers)
-        except BaseException:
-            for session in sessions.values():
-                session.close()
-            raise
         pipeline.bundle = bundle
         return pipeline
 
@@ -312,18 +298,10 @@ class Diffusion:
             yield f"step.{index}", denoising.step(index).copy()
         yield "image", self._decode_raw(denoising.sample)
 
-    def close(self) -> None:
-        """Free everything. Closing twice is allowed."""
-        for runner in self.runners.values():
-            runner.session.close()
-        if self.bundle is not None:
-            self.bundle.close()
-
-    def __enter__(self) -> "Diffusion":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Of each graph."""
+        return tuple(runner.session for runner in self.runners.values())
 
 
 _OPTIONS = inspect.signature(Diffusion.generate).parameters.keys() - {"self", "progress"}

@@ -1,7 +1,6 @@
 """A network that describes images in numbers, to compare sets of them by: a classifier without its last layer."""
 
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,7 +8,7 @@ import numpy as np
 
 from edgegen.backends.base import Session
 from edgegen.errors import BackendError, BundleError
-from edgegen.pipelines.base import OpenSession
+from edgegen.pipelines.base import OpenSession, Owner, settings_of
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.images import PixelRange, pixel_batch
 from edgegen.pipelines.latents import Floats
@@ -25,13 +24,11 @@ class FeaturesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pixels: PixelRange = PixelRange()
 
 
-class Features:
+class Features(Owner):
     """The graph `features`: image float32 [batch, channel, height, width] -> features float32 [batch, feature].
 
     Lifetime: owns its session and its bundle. Threads: several may use one pipeline; runs of the graph take turns.
     """
-
-    bundle: "Bundle | None" = None
 
     def __init__(self, session: Session, settings: FeaturesSettings, axes: Mapping[str, Axis] | None = None) -> None:
         if set(session.inputs) != {"image"} or set(session.outputs) != {"features"}:
@@ -41,10 +38,7 @@ class Features:
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Features":
         """Read the settings and open the graph. BundleError where they do not fit."""
-        try:
-            settings = msgspec.convert(bundle.manifest.settings, FeaturesSettings)
-        except msgspec.ValidationError as error:
-            raise BundleError(f"the settings are not those of a network of features: {error}") from None
+        settings = settings_of(bundle, FeaturesSettings, "a network of features")
         if set(bundle.manifest.graphs) != {"features"}:
             raise BundleError(f"a network of features has the graph features; here are {sorted(bundle.manifest.graphs)}")
         pipeline = cls(open_session("features"), settings, bundle.manifest.graphs["features"].axes)
@@ -69,14 +63,7 @@ class Features:
         """The proof's tensors: `features` of the recorded `image`."""
         yield from self.graph.run({"image": inputs["image"]}).items()
 
-    def close(self) -> None:
-        """Free everything. Closing twice is allowed."""
-        self.graph.session.close()
-        if self.bundle is not None:
-            self.bundle.close()
-
-    def __enter__(self) -> "Features":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Of each graph."""
+        return (self.graph.session,)

@@ -1,18 +1,15 @@
 """Generative adversarial networks: latents in, images out; plain, class-conditional, or in two graphs as StyleGAN has them."""
 
-import contextlib
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
-from edgegen.pipelines.base import OpenSession
+from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.gan_options import Anatomy, Batch, GanSettings, Mix, Noise
 from edgegen.pipelines.image_to_image import Translator
@@ -29,7 +26,7 @@ MOST_AT_ONCE = 64  # images, where the graphs would take more
 NOISE_FILE = "noise.bin"
 
 
-class Gan:
+class Gan(Owner):
     """A generator: the graph `generator`, or `mapping` and `synthesis`; or a network that changes images: `translator`.
 
     Lifetime: owns its sessions and its bundle. Threads: several may use one pipeline; runs of the graphs take turns.
@@ -40,8 +37,6 @@ class Gan:
         axes: bounds of the named axes, by graph; a batch of any size is run where they are not given.
         noise: the fixed noise of each layer, float32 [1, height, width], where it is stored.
     """
-
-    bundle: "Bundle | None" = None
 
     def __init__(
         self,
@@ -62,18 +57,13 @@ class Gan:
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Gan":
         """Read the settings and open the graphs. BundleError where they do not fit."""
-        try:
-            settings = msgspec.convert(bundle.manifest.settings, GanSettings)
-        except msgspec.ValidationError as error:
-            raise BundleError(f"the settings are not those of a GAN: {error}") from None
+        settings = settings_of(bundle, GanSettings, "a GAN")
         graphs = bundle.manifest.graphs
         if set(graphs) not in ({"generator"}, {"mapping", "synthesis"}, {"translator"}):
             raise BundleError(f"a GAN has generator, or mapping and synthesis, or translator; here are {sorted(graphs)}")
-        with contextlib.ExitStack() as stack:
-            sessions = {name: stack.enter_context(open_session(name)) for name in graphs}
+        with opened(graphs, open_session) as sessions:
             noise = _read_noise(bundle, _noise_shapes(sessions[_painter(sessions)])) if settings.stored_noise else []
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, noise)
-            stack.pop_all()
         pipeline.bundle = bundle
         return pipeline
 
@@ -262,18 +252,10 @@ class Gan:
         for mode in self.has.constant_noise:
             yield f"image.{mode}_noise", self._paint(fed, self._noise(mode, [0] * count))
 
-    def close(self) -> None:
-        """Free everything. Closing twice is allowed."""
-        for graph in self.graphs.values():
-            graph.session.close()
-        if self.bundle is not None:
-            self.bundle.close()
-
-    def __enter__(self) -> "Gan":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Of each graph."""
+        return tuple(graph.session for graph in self.graphs.values())
 
 
 def _read_noise(bundle: "Bundle", shapes: Sequence[Sequence[int]]) -> list[Floats]:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
-from edgegen.pipelines.base import OpenSession
+from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.images import Images, PixelRange, class_ids_for, normal, pixel_batch, seeds_for
 from edgegen.pipelines.latents import Floats, checked, linear, spherical
@@ -76,7 +75,7 @@ def drawn(mean: Floats, log_variance: Floats, noise: Floats) -> Floats:
     return np.asarray(mean + np.exp(0.5 * bounded) * noise, np.float32)
 
 
-class Vae:
+class Vae(Owner):
     """The graph `decoder`, and `encoder` where there is one.
 
     Lifetime: owns its sessions and its bundle. Threads: several may use one pipeline; runs of a graph take turns.
@@ -86,8 +85,6 @@ class Vae:
         settings: of the bundle.
         axes: bounds of the named axes, by graph; nothing is split or tiled where they are not given.
     """
-
-    bundle: "Bundle | None" = None
 
     def __init__(
         self, sessions: Mapping[str, Session], settings: VaeSettings, axes: Mapping[str, Mapping[str, Axis]] | None = None
@@ -106,22 +103,12 @@ class Vae:
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Vae":
         """Read the settings and open the graphs. BundleError where they do not fit."""
-        try:
-            settings = msgspec.convert(bundle.manifest.settings, VaeSettings)
-        except msgspec.ValidationError as error:
-            raise BundleError(f"the settings are not those of a VAE: {error}") from None
+        settings = settings_of(bundle, VaeSettings, "a VAE")
         graphs = bundle.manifest.graphs
         if set(graphs) not in ({"decoder"}, {"encoder", "decoder"}):
             raise BundleError(f"a VAE has the graphs encoder and decoder, or decoder alone; here are {sorted(graphs)}")
-        sessions: dict[str, Session] = {}
-        try:
-            for name in graphs:
-                sessions[name] = open_session(name)
+        with opened(graphs, open_session) as sessions:
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()})
-        except BaseException:
-            for session in sessions.values():
-                session.close()
-            raise
         pipeline.bundle = bundle
         return pipeline
 
@@ -370,18 +357,10 @@ class Vae:
             raise InputError(f"codes are {codes.min()} to {codes.max()}; this model has 0 to {most}")
         return codes.astype(np.int64)
 
-    def close(self) -> None:
-        """Free everything. Closing twice is allowed."""
-        for graph in self.graphs.values():
-            graph.session.close()
-        if self.bundle is not None:
-            self.bundle.close()
-
-    def __enter__(self) -> "Vae":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """Of each graph."""
+        return tuple(graph.session for graph in self.graphs.values())
 
 
 def _fed(name: str, array: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
