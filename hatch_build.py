@@ -17,6 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path(__file__).parent / "edgegen" / "native"
 LIBRARY = NATIVE / "libedgegen_kernels.so"
+KERNELS = ["products.c", "attend.c", "normalize.c", "table.c"]  # compiled for each instruction set
+OPERATORS = ["operators.c", "matmul_op.c", "attention_op.c", "group_norm_op.c", "library.c"]
 COMMON = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-s"]
 INSTRUCTION_SETS = {  # of each machine, and what the compiler must be told
     "x86_64": {
@@ -70,16 +72,20 @@ def build(compile_, machine=None, library=LIBRARY):
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
         for name, flags in INSTRUCTION_SETS[machine or platform.machine()].items():
-            objects.append(f"{scratch}/{name}.o")
-            defined = [f"-DKERNELS=kernels_{name}", f"-DISA={name}"]
             words = [ZIG_WORDS.get(flag, flag) if "ziglang" in compile_ else flag for flag in flags.split()]
-            run([*compile_, *COMMON, *words, *defined, "-c", NATIVE / "kernels.c", "-o", objects[-1]])
-        objects.append(f"{scratch}/ops.o")
-        run([*compile_, *COMMON, "-c", NATIVE / "ops.c", "-o", objects[-1]])
+            objects += [compiled([*compile_, *COMMON, *words, f"-DISA={name}"], source, name, scratch) for source in KERNELS]
+        objects += [compiled([*compile_, *COMMON], source, "any", scratch) for source in OPERATORS]
         linked = f"{scratch}/{library.name}"
         run([*compile_, "-shared", "-o", linked, *objects, "-lm"])
         shutil.copy(linked, f"{library}.new")
         Path(f"{library}.new").replace(library)
+
+
+def compiled(command, source, name, scratch):
+    """The object file of one source."""
+    made = f"{scratch}/{Path(source).stem}_{name}.o"
+    run([*command, "-c", NATIVE / source, "-o", made])
+    return made
 
 
 def run(command):

@@ -37,14 +37,42 @@ typedef struct {
   float mean[MAX_ROWS * MAX_HEAD];  // not yet divided by the sum
 } Partial;
 
+// Values [channels, plane] of one group, to mean 0 and variance 1, times `scale` plus `bias` of their channel.
+typedef struct {
+  const float *values, *scale, *bias;
+  float *output;  // may be `values`
+  size_t channels, plane;
+  float epsilon;
+  int silu;  // whether what comes out is multiplied by its sigmoid
+} Group;
+
+typedef void QuantizeKernel(const float *input, int blocks, int8_t *codes, float *scales, int32_t *sums);
+typedef void MatMulKernel(const uint8_t *weights, int bits, int blocks, int rows, int first_tile, int last_tile, int tokens,
+                          Activations a, const float *bias, float *output);
+// Queries first_query .. last_query of one key/value head over the keys first_key .. last_key.
+typedef void AttendKernel(const Attention *a, int kv_head, int first_query, int last_query, int first_key, int last_key,
+                          Partial *p);
+typedef void JoinKernel(const Attention *a, int kv_head, int first_query, int last_query, int pieces, const Partial *p);
+typedef void NormalizeKernel(const Group *g);
+
 typedef struct {
   const char *name;
-  void (*quantize)(const float *input, int blocks, int8_t *codes, float *scales, int32_t *sums);
-  void (*matmul)(const uint8_t *weights, int bits, int blocks, int rows, int first_tile, int last_tile, int tokens,
-                 Activations a, const float *bias, float *output);
-  // Queries first_query .. last_query of one key/value head over the keys first_key .. last_key.
-  void (*attend)(const Attention *a, int kv_head, int first_query, int last_query, int first_key, int last_key, Partial *p);
-  void (*join)(const Attention *a, int kv_head, int first_query, int last_query, int pieces, const Partial *p);
+  QuantizeKernel *quantize;
+  MatMulKernel *matmul;
+  AttendKernel *attend;
+  JoinKernel *join;
+  NormalizeKernel *normalize;
 } Kernels;
 
 extern const Kernels kernels_avx512vnni, kernels_avx2, kernels_neon;
+
+#ifdef ISA  // what is compiled once for each instruction set has its name behind its own
+#define OWN_OF(name, isa) name##_##isa
+#define OWN_IN(name, isa) OWN_OF(name, isa)
+#define OWN(name) OWN_IN(name, ISA)
+QuantizeKernel OWN(quantize);
+MatMulKernel OWN(matmul);
+AttendKernel OWN(attend);
+JoinKernel OWN(join);
+NormalizeKernel OWN(normalize);
+#endif

@@ -1,4 +1,4 @@
-// Holds one build of the kernels (-DKERNELS=...) to plain loops in double precision: for machines that onnxruntime is not on.
+// Holds one build of the kernels (-DISA=...) to plain loops in double precision: for machines that onnxruntime is not on.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,8 +39,8 @@ static double check_matmul(int bits, int rows, int blocks, int tokens) {
   for (int i = 0; i < tokens * inputs; i++) input[i] = i % 7 ? noise() : i % 2 ? 1 : -1;  // also the largest that there are
   for (int r = 0; r < rows; r++) bias[r] = noise();
   for (int m = 0; m < tokens; m++)
-    KERNELS.quantize(input + m * inputs, blocks, codes + m * inputs, scales + m * blocks, sums + m * blocks);
-  KERNELS.matmul(weights, bits, blocks, rows, 0, tiles, tokens, (Activations){codes, scales, sums}, bias, output);
+    OWN(kernels).quantize(input + m * inputs, blocks, codes + m * inputs, scales + m * blocks, sums + m * blocks);
+  OWN(kernels).matmul(weights, bits, blocks, rows, 0, tiles, tokens, (Activations){codes, scales, sums}, bias, output);
   double worst = 0;
   for (int m = 0; m < tokens; m++)
     for (int r = 0; r < rows; r++) {
@@ -74,9 +74,9 @@ static double check_attention(int heads, int kv_heads, int size, int past, int t
   Partial *parts = aligned_alloc(64, sizeof(Partial) * 2);
   for (int h = 0; h < kv_heads; h++)  // in two pieces, which do not end where a vector does
     for (int t = 0; t < tokens; t++) {
-      KERNELS.attend(&a, h, t, t + 1, 0, end / 3 + 1, parts);
-      KERNELS.attend(&a, h, t, t + 1, end / 3 + 1, end, parts + 1);
-      KERNELS.join(&a, h, t, t + 1, 2, parts);
+      OWN(kernels).attend(&a, h, t, t + 1, 0, end / 3 + 1, parts);
+      OWN(kernels).attend(&a, h, t, t + 1, end / 3 + 1, end, parts + 1);
+      OWN(kernels).join(&a, h, t, t + 1, 2, parts);
     }
   double worst = 0;
   double *weights = malloc(sizeof(double) * end);
@@ -102,8 +102,31 @@ static double check_attention(int heads, int kv_heads, int size, int past, int t
   return worst;
 }
 
+static double check_normalize(size_t channels, size_t plane, float middle, int silu, int in_place) {
+  const size_t count = channels * plane;
+  float *values = malloc(sizeof(float) * count), *kept = malloc(sizeof(float) * count);
+  float *scale = malloc(sizeof(float) * channels), *bias = malloc(sizeof(float) * channels);
+  for (size_t i = 0; i < count; i++) kept[i] = values[i] = middle + noise();
+  for (size_t c = 0; c < channels; c++) scale[c] = 8 * noise(), bias[c] = 20 * noise();  // far out on the sigmoid, too
+  float *output = in_place ? values : malloc(sizeof(float) * count);
+  const Group group = {values, scale, bias, output, channels, plane, 1e-5f, silu};
+  OWN(kernels).normalize(&group);
+  double mean = 0, variance = 0, worst = 0;
+  for (size_t i = 0; i < count; i++) mean += kept[i] / (double)count;
+  for (size_t i = 0; i < count; i++) variance += (kept[i] - mean) * (kept[i] - mean) / (double)count;
+  for (size_t i = 0; i < count; i++) {
+    double y = (kept[i] - mean) / sqrt(variance + 1e-5f) * scale[i / plane] + bias[i / plane];
+    if (silu) y /= 1 + exp(-y);
+    const double gap = fabs(y - output[i]) / (1 + fabs(y) + fabs((double)middle));  // the input's own rounding grows with it
+    worst = isnan(gap) ? INFINITY : fmax(worst, gap);
+  }
+  if (!in_place) free(output);
+  free(values), free(kept), free(scale), free(bias);
+  return worst;
+}
+
 int main(void) {
-  double product = 0, attention = 0;
+  double product = 0, attention = 0, norm = 0;
   const int tokens[] = {1, 2, 3, 7, 16, 37};
   for (int i = 0; i < 12; i++)
     product = fmax(product, check_matmul(i < 6 ? 4 : 8, i % 2 ? 48 : 37, 1 + i % 6, tokens[i % 6]));
@@ -111,6 +134,8 @@ int main(void) {
   attention = fmax(attention, check_attention(12, 1, 32, 5, 9, 0, 0));
   attention = fmax(attention, check_attention(4, 4, 80, 40, 3, 16, 0));
   attention = fmax(attention, check_attention(32, 1, 256, 33, 2, 0, 5));
-  printf("products %.1e attention %.1e\n", product, attention);
-  return !(product < 1e-5 && attention < 1e-5);  // float32 sums of up to 256 terms
+  const size_t planes[] = {1, 7, 16, 100, 1023, 4096, 9000};
+  for (int i = 0; i < 28; i++) norm = fmax(norm, check_normalize(1 + i % 5, planes[i % 7], i < 14 ? 0 : 50, i % 2, i % 3 == 0));
+  printf("products %.1e attention %.1e normalization %.1e\n", product, attention, norm);
+  return !(product < 1e-5 && attention < 1e-5 && norm < 1e-5);  // float32 sums of up to 256 terms; scales of up to 8
 }

@@ -34,10 +34,9 @@ def test_the_kernels_compute_what_plain_loops_do(tmp_path, machine, name):
         command, runner = [FOREIGN[0], "-static"], [FOREIGN[1]]
     elif command is None or not has(name):
         pytest.skip(f"no C compiler, or no {name} here")
-    sources = [ROOT / "edgegen/native/kernels.c", ROOT / "tests/native/check_kernels.c"]
+    sources = [*(ROOT / "edgegen/native" / source for source in hatch_build.KERNELS), ROOT / "tests/native/check_kernels.c"]
     flags = [*hatch_build.COMMON, "-Werror", *hatch_build.INSTRUCTION_SETS[machine][name].split()]
-    defined = [f"-DKERNELS=kernels_{name}", f"-DISA={name}"]
-    hatch_build.run([*command, *flags, *defined, *sources, "-o", tmp_path / "check", "-lm"])
+    hatch_build.run([*command, *flags, f"-DISA={name}", *sources, "-o", tmp_path / "check", "-lm"])
     done = subprocess.run([*runner, tmp_path / "check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
