@@ -13,14 +13,12 @@ import torch
 
 from edgegen.errors import CaptureError
 from edgegen.export import passes
-from edgegen.export.explain import module_error
+from edgegen.export.explain import Limits, limits_error, limits_of, module_error
 from edgegen.export.parts import Graphed, Part, example, usual_sizes
 from edgegen.export.substitutes import reference_operators
 from edgegen.tensors import Axis, TensorSpec
 
 OPSET = 23  # without a cache nothing of 24 is needed, and onnxruntime 1.23, the last one for Python 3.10, knows no 24
-_MULTIPLE = re.compile(r"\b(\w+) = (\d+)\*_\w+")
-_FIXED = re.compile(r"(?:^|\s)(\w+) = (\d+)(?:\s|$)")
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
 
 
@@ -28,6 +26,7 @@ def capture_part(name: str, part: Part, axes: Mapping[str, Axis]) -> ir.Model:
     """Capture `part` as the graph `name`; float32 inside and out.
 
     An axis whose module takes multiples of a number alone (of 8, say) is captured so; its bounds must be such multiples.
+    `Part.steps` says them beforehand: the exporter then has far less to find out.
 
     Raises:
         CaptureError: it cannot be captured; says which module, operator and line, and what to do.
@@ -50,31 +49,43 @@ def capture_part(name: str, part: Part, axes: Mapping[str, Axis]) -> ir.Model:
 
 def _exported(name: str, part: Part, axes: Mapping[str, Axis]) -> torch.export.ExportedProgram:
     used = {axis for spec in part.inputs for axis in spec.axes if isinstance(axis, str)}
-    moving = [axis for axis in sorted(used) if axes[axis].min != axes[axis].max]
-    dims: dict[str, Any] = {axis: torch.export.Dim(axis, min=axes[axis].min, max=axes[axis].max) for axis in moving}
-    arguments = tuple(example(spec, axes, seed) for seed, spec in enumerate(part.inputs))
-    try:
-        return _export(part, arguments, dims)
-    except Exception as error:  # the exporter has no error class of its own for what a module may contain
-        said = str(error)
-        multiples = {axis: int(factor) for axis, factor in _MULTIPLE.findall(said) if axis in dims}
-        fixed = [(axis, int(size)) for axis, size in _FIXED.findall(said) if axis in dims]
-        if fixed:
-            axis, size = fixed[0]
-            raise CaptureError(
-                f"{name}: its axis {axis} cannot vary, the module computes with {size} alone; give --axis {axis}={size}..{size}"
-            ) from error
-        if not multiples:
-            raise module_error(name, part.module, error) from error
-    sizes = usual_sizes(axes)
-    for axis, factor in multiples.items():
-        dims[axis] = _multiple(name, axis, factor, axes[axis])
-        sizes[axis] = max(sizes[axis], min(2 * factor, axes[axis].max))  # once the factor would be taken for a fixed size
-    arguments = tuple(example(spec, axes, seed, sizes) for seed, spec in enumerate(part.inputs))
-    try:
-        return _export(part, arguments, dims)
-    except Exception as error:
-        raise module_error(name, part.module, error) from error
+    factors = {axis: part.steps.get(axis, 1) for axis in sorted(used) if axes[axis].min != axes[axis].max}
+    while True:
+        dims = {axis: _dim(name, axis, factor, axes[axis]) for axis, factor in factors.items()}
+        sizes = usual_sizes(axes)
+        for axis, factor in factors.items():
+            if factor > 1:  # once the factor would be taken for a fixed size
+                sizes[axis] = max(sizes[axis], min(2 * factor, axes[axis].max))
+        arguments = tuple(example(spec, axes, seed, sizes) for seed, spec in enumerate(part.inputs))
+        try:
+            program = _export(part, arguments, dims)
+            break
+        except Exception as error:  # the exporter has no error class of its own for what a module may contain
+            limits = limits_of(str(error), factors)
+            larger = {axis: factor for axis, factor in limits.multiples.items() if factor > factors[axis]}
+            if limits.fixed or not larger:
+                raise limits_error(name, limits, axes) or module_error(name, part.module, error) from error
+        factors |= larger
+    if narrowed := limits_error(name, Limits(bounds=_narrowed(program, part, factors)), axes):
+        raise narrowed
+    return program
+
+
+def _narrowed(
+    program: torch.export.ExportedProgram, part: Part, factors: Mapping[str, int]
+) -> dict[str, tuple[int | None, int | None]]:
+    """Bounds of the multiples: of those the exporter says nothing where the module computes otherwise beyond them."""
+    found: dict[str, tuple[int | None, int | None]] = {}
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for name, spec in zip(program.graph_signature.user_inputs, part.inputs, strict=True):
+        for axis, size in zip(spec.axes, values[str(name)].shape, strict=True):
+            factor = factors.get(str(axis), 1)
+            if factor > 1 and not isinstance(size, int):
+                (symbol,) = size.node.expr.free_symbols
+                known = program.range_constraints[symbol]
+                low = int(known.lower) * factor if known.lower > 2 else None  # 2 is where every size begins there
+                found[str(axis)] = low, int(known.upper) * factor
+    return found
 
 
 def _export(part: Part, arguments: tuple[torch.Tensor, ...], dims: Mapping[str, Any]) -> torch.export.ExportedProgram:
@@ -96,7 +107,9 @@ class _Positional(torch.nn.Module):
         return self.module(*tensors)
 
 
-def _multiple(name: str, axis: str, factor: int, bounds: Axis) -> Any:
+def _dim(name: str, axis: str, factor: int, bounds: Axis) -> Any:
+    if factor == 1:
+        return torch.export.Dim(axis, min=bounds.min, max=bounds.max)
     if any(size % factor for size in (bounds.min, bounds.opt, bounds.max)):
         raise CaptureError(
             f"{name}: its axis {axis} takes multiples of {factor} alone, not {bounds.min}..{bounds.opt}..{bounds.max}; "

@@ -4,12 +4,14 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgegen.errors import CaptureError
+from edgegen.tensors import Axis
 
 _DATA_DEPENDENT = "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size"
 _NOT_THEIRS = (  # where the user's own code is not
@@ -34,6 +36,68 @@ _USUAL_CURES: Mapping[str, str] = {
     "cannot be captured": "rewrite that line with operators of torch on tensors alone",
     "does not run on its declared inputs": "give the inputs that its forward takes, in their order (--input, --axis)",
 }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the exporter found of named axes: those of one size alone, of multiples alone, with other bounds, or equal."""
+
+    fixed: dict[str, int] = field(default_factory=dict)
+    multiples: dict[str, int] = field(default_factory=dict)
+    bounds: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    equal: dict[str, str] = field(default_factory=dict)
+
+
+def limits_of(said: str, factors: Mapping[str, int]) -> Limits:
+    """Read the fixes that torch.export suggests at the end of its error `said`.
+
+    `factors` has every named axis with the number it was declared a multiple of. For those above 1, and in what it suggests
+    itself, the exporter speaks of `_axis`, the multiple's other factor.
+    """
+    found = Limits()
+    fixes = [line.strip().partition(" = ") for line in said.partition("Suggested fixes:")[2].splitlines()]
+    for name, _, value in fixes:
+        if (axis := name.removeprefix("_")) not in factors:
+            continue
+        unit = factors[axis] if name != axis else 1
+        if value.isdigit():
+            found.fixed[axis] = int(value) * unit
+        elif match := re.fullmatch(r"(\d+)\*_\w+", value):
+            found.multiples[axis] = int(match[1]) * unit
+        elif (other := value.removeprefix("_")) in factors:
+            found.equal[axis] = other
+        elif match := re.fullmatch(r"Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", value):
+            least, most = (int(number) * unit if number else None for number in match.groups())
+            found.bounds[axis] = least, most
+    return found
+
+
+def limits_error(graph: str, limits: Limits, axes: Mapping[str, Axis]) -> CaptureError | None:
+    """The axis, what the module allows of it, and the option that says so; None where the exporter found no limit."""
+    for axis, size in limits.fixed.items():
+        return CaptureError(
+            f"{graph}: its axis {axis} cannot vary, the module computes with {size} alone; "
+            f"give {_option(axis, Axis(size, size, size))}"
+        )
+    for axis, other in limits.equal.items():
+        return CaptureError(
+            f"{graph}: its axes {axis} and {other} must always be equal; give both one name (--input; `inputs` in a recipe)"
+        )
+    for axis, (low, high) in limits.bounds.items():
+        given = axes[axis]
+        least, most = max(low or 1, given.min), min(high or given.max, given.max)
+        if least <= most and (least, most) != (given.min, given.max):
+            better = Axis(least, min(max(given.opt, least), most), most)
+            return CaptureError(
+                f"{graph}: its axis {axis} can be {least} to {most} in one graph, not {given.min} to {given.max}: beyond, the "
+                f"module computes otherwise; give {_option(axis, better)}"
+            )
+    return None
+
+
+def _option(axis: str, sizes: Axis) -> str:
+    listed = str(sizes.min) if sizes.min == sizes.max else f"{sizes.min}..{sizes.opt}..{sizes.max}"
+    return f'--axis {axis}={listed} (in a recipe: axes={{"{axis}": ({sizes.min}, {sizes.opt}, {sizes.max})}})'
 
 
 def capture_error(model: torch.nn.Module, error: BaseException) -> CaptureError:

@@ -20,11 +20,15 @@ Specs = tuple[TensorSpec, ...]
 
 @dataclass(frozen=True)
 class Part:
-    """One graph to be: a module, and what its `forward` takes and gives, in order. A named axis stays dynamic."""
+    """One graph to be: a module, and what its `forward` takes and gives, in order. A named axis stays dynamic.
+
+    `steps` names the axes of which the module takes multiples alone, as far as that is known.
+    """
 
     module: torch.nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    steps: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -117,6 +117,42 @@ def test_an_axis_that_the_module_fixes_is_told_with_its_size():
         capture_part("g", Part(Fixed(), *IMAGES), AXES)
 
 
+class Small(nn.Module):
+    """Computes otherwise for large batches, as diffusers' upsampling does from 64 on."""
+
+    def forward(self, x):
+        return x * 2 if x.shape[0] < 64 else x
+
+
+class FourRows(nn.Module):
+    """Takes batches in multiples of 4, below 64."""
+
+    def forward(self, x):
+        return x.reshape(-1, 4, x.shape[1]).sum(1).repeat_interleave(4, 0) if x.shape[0] < 64 else x
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return x @ x
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "sizes", "said"),
+    [
+        (Small(), "batch, 3", (1, 1, 128),
+         r"batch can be 1 to 63 in one graph, not 1 to 128.*--axis batch=1\.\.1\.\.63 .*\"batch\": \(1, 1, 63\)"),
+        (FourRows(), "batch, 3", (4, 8, 128), r"batch can be 4 to 60 in one graph, not 4 to 128"),
+        (Square(), "batch, width", (1, 8, 16), r"its axes \w+ and \w+ must always be equal; give both one name"),
+    ],
+    ids=["bounds", "bounds of multiples", "equal"],
+)  # fmt: skip
+def test_other_bounds_that_the_module_needs_are_said_with_the_option(module, shape, sizes, said):
+    part = Part(module, (parse_spec(f"x float32[{shape}]"),), (parse_spec(f"y float32[{shape}]"),))
+    with pytest.raises(CaptureError, match=said) as caught:
+        capture_part("g", part, {"batch": Axis(*sizes), "width": Axis(1, 8, 16)})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "norm",
     [
