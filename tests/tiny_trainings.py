@@ -69,6 +69,13 @@ STYLE = recipe(
     return StyleAdversarial(trained, Discriminator(size=16, widths=(8, 8, 4)), every=2, path_every=3)""",
     channels=3,
 )
+CLASSIFIER = recipe(
+    "features",
+    """from edgegen.models.classifier import Features
+    return {"features": Features(widths=(4, 8))}""",
+    """from edgegen.train.classification import Classification
+    return Classification(trained, classes=3)""",
+).replace("steps=6,", "steps=6, held_out=lambda: shapes(30, 16, 1),")
 RECIPES = {
     "gan-r1": gan("r1"),
     "gan-gradient-penalty": gan("gradient"),
@@ -78,6 +85,7 @@ RECIPES = {
     "velocity-min-snr": diffusion("cosine", "velocity", 5.0),
     "flow": diffusion("flow", "flow"),
     "stylegan2": STYLE,
+    "classification": CLASSIFIER,
 }
 
 

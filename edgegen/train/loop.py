@@ -21,7 +21,7 @@ from edgegen.pipelines.images import PixelRange
 from edgegen.train.checkpoint import State, check_output, read_state, restore, save
 from edgegen.train.data import Data
 from edgegen.train.objective import Objective
-from edgegen.train.order import MODULES, SHEET, STEP, Batches, stream_seed
+from edgegen.train.order import MODULES, SHEET, STEP, Batches, in_order, stream_seed
 from edgegen.train.recipe import Training, load_training
 
 SHEET_IMAGES = 60  # six rows of ten: ten classes one under another
@@ -113,7 +113,11 @@ class Stop:
 
 @dataclass
 class Run:
-    """One training, ready to go. `state.steps` are done; `saved` is the step of the checkpoint that is on the disk."""
+    """One training, ready to go.
+
+    `state.steps` are done; `saved` is the step of the checkpoint that is on the disk; `measured` is what the objective last
+    measured of itself, which it does before each checkpoint.
+    """
 
     training: Training
     objective: Objective
@@ -125,6 +129,7 @@ class Run:
     samples: Path | None
     saved: int | None
     sheets: list[Path] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
 
     def go(self, stop: Stop, on_step: OnStep | None) -> TrainReport:
         """Take all steps that are left, or those until a signal comes."""
@@ -134,7 +139,10 @@ class Run:
             losses, stopped = self._step(stop)
             done = self.state.steps
             if done % self.training.save_every == 0 or done == self.steps or stopped is not None:
+                if stopped is None and self.accelerator.is_main_process:
+                    self.measured = self.objective.measure()
                 self._save()
+            losses |= self.measured
             if self.samples is not None and (done % self.training.sheet_every == 0 or done == self.steps):
                 self._draw(self.samples)
             if on_step is not None and self.accelerator.is_main_process:
@@ -215,6 +223,8 @@ def _prepare(recipe: Recipe, training: Training, output: Path, options: Options,
     if options.resume:
         restore(objective, output)
     _check_classes(data, objective.classes)
+    if objective.wants_held_out:
+        _hold_out(objective, recipe, training, data)
     batches = Batches(
         data,
         _pixels(recipe),
@@ -226,6 +236,18 @@ def _prepare(recipe: Recipe, training: Training, output: Path, options: Options,
     )
     saved = state.steps if options.resume else None
     return Run(training, objective, batches, accelerator, state, steps, output, options.samples, saved)
+
+
+def _hold_out(objective: Objective, recipe: Recipe, training: Training, data: Data) -> None:
+    """Give the objective the images to measure itself on. SourceError where there are none, or of another shape."""
+    if training.held_out is None:
+        raise SourceError(f"{recipe.name} is measured on images that it does not learn from; give its TRAINING `held_out`")
+    held_out, pixels = training.held_out(), _pixels(recipe)
+    if held_out.images.shape[1:] != data.images.shape[1:]:
+        shapes = f"{list(held_out.images.shape[1:])}, those to learn from {list(data.images.shape[1:])}"
+        raise SourceError(f"{recipe.name}: held-out images are {shapes}")
+    _check_classes(held_out, objective.classes)
+    objective.held_out = lambda: in_order(held_out, pixels, objective.device)
 
 
 def _begin(recipe: Recipe, training: Training, data: Data, output: Path, options: Options) -> State:

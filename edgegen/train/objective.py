@@ -1,7 +1,7 @@
 """What is minimized: the contract of every objective, and what they share: optimizers, averaged weights, several processes."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class Objective(nn.Module):
         classes: number of classes; 0 where there are none.
     """
 
+    wants_held_out = False  # whether `measure` looks at images that no step learns from
+
     def __init__(self, modules: Mapping[str, nn.Module], *, decay: float = 0.0, classes: int = 0) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(dict(modules))
@@ -46,6 +48,7 @@ class Objective(nn.Module):
         self.decay, self.classes = decay, classes
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.accelerator: Accelerator | None = None  # the loop's
+        self.held_out: Callable[[], Iterable[Batch]] = list  # the loop's, where they are wanted
 
     def exported(self) -> Mapping[str, nn.Module]:
         """The modules whose weights are the result."""
@@ -54,6 +57,10 @@ class Objective(nn.Module):
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Take step number `step`, counted from 0; returns 0-d losses by name, detached."""
         raise NotImplementedError
+
+    def measure(self) -> dict[str, float]:
+        """How good the exported modules are on held-out images; nothing where that is not what the objective is about."""
+        return {}
 
     def sample(self, count: int) -> Tensor:
         """Make float32 [count, channel, height, width] with the exported modules; class i % classes where there are classes."""

@@ -3,6 +3,7 @@
 Nothing of either is kept between steps, so that a training that goes on is the one that never stopped.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -68,6 +69,17 @@ class Batches:
         chosen, mirrored = chosen[own], mirrored[own]
         pixels = self.data.images[chosen]  # a copy, which may be changed
         pixels[mirrored] = pixels[mirrored, :, ::-1]
-        images = torch.from_numpy(self.pixels.from_uint8(pixels)).to(device)
         labels = self.data.labels
-        return Batch(images, None if labels is None else torch.from_numpy(labels[chosen]).to(device))
+        return _batch(pixels, None if labels is None else labels[chosen], self.pixels, device)
+
+
+def in_order(data: Data, pixels: PixelRange, device: torch.device, size: int = 256) -> Iterator[Batch]:
+    """Every image once, as it is, in batches of `size`; the last may be smaller."""
+    for start in range(0, len(data), size):
+        labels = None if data.labels is None else data.labels[start : start + size].copy()
+        yield _batch(data.images[start : start + size], labels, pixels, device)
+
+
+def _batch(images: NDArray[np.uint8], labels: NDArray[np.int64] | None, pixels: PixelRange, device: torch.device) -> Batch:
+    numbers = torch.from_numpy(pixels.from_uint8(images)).to(device)
+    return Batch(numbers, None if labels is None else torch.from_numpy(labels).to(device))

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 class Training:
     """How a recipe's modules are trained, unless the command line says otherwise.
 
-    `data` returns the images; `objective` takes the recipe's modules, by graph name, and returns what is to be minimized: see
-    `edgegen.train.objective.Objective`. `batch_size` is over all processes. `warmup` is the number of steps over which the
-    learning rate grows to its value. `flip` mirrors half of the images. `save_every` and `sheet_every` are in steps.
+    `data` returns the images; `held_out` others of the same kind, which no step learns from: to measure with (`edgegen eval
+    --reference RECIPE`, and objectives that look at them). `objective` takes the recipe's modules, by graph name, and returns
+    what is to be minimized: see `edgegen.train.objective.Objective`. `batch_size` is over all processes. `warmup` is the number
+    of steps over which the learning rate grows to its value. `flip` mirrors half of the images. `save_every` and `sheet_every`
+    are in steps.
     """
 
     data: Callable[[], "Data"]
@@ -33,6 +35,7 @@ class Training:
     flip: bool = False
     save_every: int = 1000
     sheet_every: int = 500
+    held_out: Callable[[], "Data"] | None = None
 
 
 def load_training(path: Path) -> tuple[Recipe, Training]:

@@ -15,9 +15,10 @@ from edgegen.export.request import Request
 from edgegen.runtime import load
 
 
-def source(module, spec="image float32[batch, 3, 8, 8]", settings=None):
+def source(module, spec="image float32[batch, 3, 8, 8]", settings=None, promised=None):
     specs = {"features": (parse_spec(spec),)}
-    return Modules("module", "tiny", "0" * 64, "CC0-1.0", {"": module.eval()}, specs, settings=settings or {})
+    outputs = {"features": (parse_spec(promised),)} if promised else {}
+    return Modules("module", "tiny", "0" * 64, "CC0-1.0", {"": module.eval()}, specs, outputs, settings=settings or {})
 
 
 def test_features_of_a_bundle_are_those_of_pytorch(tmp_path):
@@ -35,6 +36,10 @@ def test_what_is_no_network_of_features_is_one_line():
     for said, made in (
         ("must give features", source(nn.Conv2d(3, 4, 3))),
         ("one module of", source(nn.Flatten(), "z float32[batch, 3]")),
+        (
+            r"gives features float32\[batch, 192\]; promised is features float32\[batch, 5\]",
+            source(nn.Flatten(), promised="features float32[batch, 5]"),
+        ),
         ("the settings are not", source(nn.Flatten(), settings={"more": 1})),
     ):
         with pytest.raises(ExportError, match=said):

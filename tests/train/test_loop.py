@@ -49,7 +49,7 @@ def test_a_training_that_goes_on_is_bit_for_bit_the_one_that_never_stopped(kind:
     assert [path.name for path in rest.sheets] == ["step-000006.png"]
 
 
-@pytest.mark.parametrize("kind", ["gan-r1", "elbo-bernoulli", "noise", "stylegan2"])
+@pytest.mark.parametrize("kind", ["gan-r1", "elbo-bernoulli", "noise", "stylegan2", "classification"])
 def test_every_weight_learns_and_the_checkpoint_fits_the_recipes_modules(kind: str, tmp_path: Path) -> None:
     from edgegen.export.recipe import load_recipe
 
@@ -82,7 +82,7 @@ def test_training_leaves_torchs_generator_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("kind", ["gan-r1", "elbo-gaussian", "noise", "stylegan2"])
+@pytest.mark.parametrize("kind", ["gan-r1", "elbo-gaussian", "noise", "stylegan2", "classification"])
 def test_bfloat16_trains_too(kind: str, tmp_path: Path) -> None:
     report = train(write_recipe(tmp_path, kind), tmp_path / "a.safetensors", steps=2, precision="bf16")
     assert all(np.isfinite(value) for value in report.losses.values())

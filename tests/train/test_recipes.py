@@ -18,7 +18,7 @@ from edgegen.train.loop import Options
 from edgegen.train.recipe import load_training
 
 SIZES = {"cvae_fashion_mnist": (28, 1), "dcgan_fashion_mnist": (28, 1), "ddpm_fashion_mnist": (28, 1)}
-SIZES |= {"stylegan2_emoji": (64, 3)}
+SIZES |= {"stylegan2_emoji": (64, 3), "classifier_fashion_mnist": (28, 1)}
 FOLDER = Path(__file__).resolve().parents[2] / "export"
 
 
@@ -34,7 +34,7 @@ def test_a_recipe_trains_and_its_checkpoint_has_the_graphs_that_it_names(
     rng = np.random.default_rng(0)
     data = Data(rng.integers(0, 256, (8, size, size, channels), np.uint8), np.arange(8))
     recipe, training = load_training(FOLDER / f"{name}.py")
-    monkeypatch.setattr(loop, "load_training", lambda _: (recipe, replace(training, data=lambda: data)))
+    monkeypatch.setattr(loop, "load_training", lambda _: (recipe, replace(training, data=lambda: data, held_out=lambda: data)))
     output = tmp_path / "model.safetensors"
     assert loop.train(FOLDER / f"{name}.py", output, Options(device="cpu", steps=1, batch_size=4)).steps == 1
     assert recipe.modules is not None

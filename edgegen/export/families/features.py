@@ -31,6 +31,9 @@ def build(source: Modules) -> Model:
     if not isinstance(made, torch.Tensor) or made.ndim != 2 or len(made) != len(image):
         raise ExportError(f"the module must give features [batch, feature], not {getattr(made, 'shape', type(made).__name__)}")
     output = TensorSpec("features", "float32", (inputs[0].axes[0], int(made.shape[1])))
+    promised = source.outputs.get("features") or source.outputs.get("", ())
+    if promised and promised != (output,):
+        raise ExportError(f"the module gives {_said(output)}; promised is {', '.join(map(_said, promised))}")
     try:
         settings = msgspec.convert(source.settings, FeaturesSettings)
     except (msgspec.ValidationError, ValueError) as error:
@@ -41,3 +44,7 @@ def build(source: Modules) -> Model:
             return {"image": image.numpy()}, {"features": module(image).numpy()}
 
     return Model("features", {"features": Part(module, inputs, (output,))}, axes, settings, reference)
+
+
+def _said(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype}[{', '.join(map(str, spec.axes))}]"
