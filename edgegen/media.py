@@ -132,15 +132,16 @@ def read_image(path: Path, channels: int | None = None) -> Pixels:
 def read_folder(folder: Path, channels: int | None = None, most: int | None = None) -> Pixels:
     """Read the images of a folder in the order of their names; all must have the same size.
 
-    Returns uint8 [image, height, width, channel]; the first `most`. Raises InputError as `read_image` does, or where there are
-    none, or sizes differ.
+    Returns uint8 [image, height, width, channel]; with `most`, those that `drawn` draws. Raises InputError as `read_image`
+    does, or where there are none, or sizes differ.
     """
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:most]
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     if not files:
         raise InputError(f"no images in {folder}; give a folder of {', '.join(SUFFIXES)} files")
+    files = files if most is None else [files[place] for place in drawn(len(files), most)]
     first = read_image(files[0], channels)
     images = [first]
     for file in files[1:]:
@@ -148,6 +149,11 @@ def read_folder(folder: Path, channels: int | None = None, most: int | None = No
         if images[-1].shape != first.shape:
             raise InputError(f"{file} is {_size(images[-1])}, {files[0]} is {_size(first)}; images of one folder have one size")
     return np.stack(images)
+
+
+def drawn(count: int, most: int) -> list[int]:
+    """Draw `most` of `count` places, in order, the same ones each time: the first of a sorted set are of one kind."""
+    return sorted(np.random.default_rng(0).permutation(count)[:most].tolist())
 
 
 def with_channels(pixels: Pixels, channels: int, name: str = "the image") -> Pixels:

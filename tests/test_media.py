@@ -9,7 +9,7 @@ import pytest
 
 from edgegen import media
 from edgegen.errors import InputError
-from edgegen.media import read_folder, read_image, sheet, with_channels, write_folder, write_png
+from edgegen.media import drawn, read_folder, read_image, sheet, with_channels, write_folder, write_png
 
 pytest.importorskip("PIL")
 from PIL import Image
@@ -70,12 +70,20 @@ def test_a_sheet_has_every_image_at_its_place():
     assert sheet(pixels, columns=5, gap=0).shape == (3, 20, 3)
 
 
+def test_places_are_drawn_from_all_over_the_same_ones_each_time():
+    places = drawn(10_000, 100)
+    assert places == drawn(10_000, 100) == sorted(set(places))
+    # The mean of 100 of them, within 4 sigma of the middle: each has a deviation of 10,000 / sqrt(12).
+    assert abs(np.mean(places) - 5000) < 4 * 10_000 / np.sqrt(12 * 100)
+    assert drawn(3, 7) == [0, 1, 2]
+
+
 def test_a_folder_is_written_and_read_in_order(tmp_path):
     pixels = random_pixels(3, 4, 5, 1)
     files = write_folder(tmp_path / "out", pixels, ["0", "1", "2"], [{"seed": str(i)} for i in range(3)])
     assert [file.name for file in files] == ["0.png", "1.png", "2.png"]
     np.testing.assert_array_equal(read_folder(tmp_path / "out"), pixels)
-    np.testing.assert_array_equal(read_folder(tmp_path / "out", most=2), pixels[:2])
+    np.testing.assert_array_equal(read_folder(tmp_path / "out", most=2), pixels[drawn(3, 2)])
     assert read_folder(tmp_path / "out", channels=3).shape == (3, 4, 5, 3)
     write_png(tmp_path / "out" / "3.png", random_pixels(5, 5, 1))
     with pytest.raises(InputError, match=r"3\.png is 5 x 5, .*0\.png is 5 x 4"):

@@ -1,5 +1,7 @@
 """Quality of a bundle's images, end to end on pipelines of numpy; reading references; the command."""
 
+import json
+import re
 import types
 
 import numpy as np
@@ -9,9 +11,10 @@ from command_line import run
 import edgegen.bench.evaluate
 import edgegen.runtime
 from edgegen.backends.fake import FakeSession
-from edgegen.bench.evaluate import evaluate, read_reference
+from edgegen.bench.evaluate import evaluate
+from edgegen.bench.quality import compare_sets, pixel_features
 from edgegen.errors import BundleError, InputError
-from edgegen.media import write_folder
+from edgegen.media import drawn, write_folder
 from edgegen.pipelines.features import Features, FeaturesSettings
 from edgegen.pipelines.images import Images, PixelRange
 from edgegen.pipelines.vae import Vae, VaeSettings
@@ -84,7 +87,21 @@ def test_noise_is_like_noise_and_a_collapsed_model_is_found_out(model, reference
 def test_labels_and_options_reach_the_model(model, tmp_path):
     np.savez(tmp_path / "r.npz", images=noise_images(8), labels=np.arange(8) % 2)
     evaluate("b", tmp_path / "r.npz", count=5, options={"psi": 0.5})
-    assert model.calls == [(5, 0, [0, 1, 0, 1, 0], 0.5)]
+    assert model.calls == [(5, 0, [place % 2 for place in drawn(8, 5)], 0.5)]
+
+
+def test_other_real_images_are_measured_like_the_models(model, reference, tmp_path):
+    assert evaluate("b", reference, count=64)["baseline"] is None
+    others = noise_images(70, seed=9)
+    np.savez(tmp_path / "others.npz", images=np.repeat(others, 3, axis=3))  # grey as RGB loses nothing
+    found = evaluate("b", reference, baseline=tmp_path / "others.npz", count=64)
+    assert found["baseline"]["images"] == str(tmp_path / "others.npz")
+    wanted = compare_sets(pixel_features(noise_images(64)), pixel_features(others[drawn(70, 64)]))
+    assert found["baseline"]["sets"] == pytest.approx(wanted)
+    assert found["baseline"]["sets"] != found["sets"]
+    np.savez(tmp_path / "few.npz", images=others[:63])
+    with pytest.raises(InputError, match="the baseline has 63 images, the reference 64"):
+        evaluate("b", reference, baseline=tmp_path / "few.npz", count=64)
 
 
 def halving_vae():
@@ -108,6 +125,7 @@ def test_a_vae_is_measured_by_what_it_reconstructs(model, reference, monkeypatch
     # Half of the pixels are one grey level off: a mean square of about 0.5.
     assert found["psnr_db"] == pytest.approx(10 * np.log10(255**2 / 0.5), abs=0.2)
     assert found["ssim"] > 0.999
+    assert found["seconds_per_image"] > 0
 
 
 def features_network():
@@ -154,21 +172,7 @@ def test_features_of_a_bundle_name_their_space(model, reference, monkeypatch):
         evaluate("b", reference, features="f.bundle", count=64)
 
 
-def test_references_that_cannot_be_read_are_one_line(tmp_path, model):
-    def refused(name, said, **arrays):
-        if arrays:
-            np.savez(tmp_path / name, **arrays)
-        with pytest.raises(InputError, match=said) as caught:
-            read_reference(tmp_path / name, 10)
-        assert "\n" not in str(caught.value)
-
-    refused("none.npz", "no reference")
-    (tmp_path / "bad.npz").write_bytes(b"no zip")
-    refused("bad.npz", "cannot read")
-    refused("a.npz", 'no array "images"', pictures=np.zeros(3))
-    refused("b.npz", "images are float64", images=np.zeros((2, 4, 4, 3)))
-    refused("c.npz", "labels are", images=noise_images(3), labels=np.zeros(2, int))
-    refused("d.npz", "cannot read", images=np.array([None]))
+def test_too_few_images_or_of_another_size_are_one_line(tmp_path, model):
     write_folder(tmp_path / "few", noise_images(3), ["a", "b", "c"])
     with pytest.raises(InputError, match="too few"):
         evaluate("b", tmp_path / "few")
@@ -180,6 +184,19 @@ def test_references_that_cannot_be_read_are_one_line(tmp_path, model):
 def test_the_command_prints_a_table_and_says_that_it_is_not_inception(model, reference):
     result = run("eval", "b", "--reference", str(reference), "--count", "64")
     assert result.exit_code == 0, result.output
-    for said in ("Frechet distance", "recall", "64 images against as many", "not Inception"):
+    for said in ("Frechet distance", "recall", "coverage", "ms an image", "64 images against as many", "not Inception"):
         assert said in result.stdout
-    assert '"kernel_distance"' in run("eval", "b", "--reference", str(reference), "--json").stdout
+    result = run("eval", "b", "--reference", str(reference), "--baseline", str(reference), "--count", "64", "--json")
+    found = json.loads(result.stdout)
+    assert found["baseline"]["sets"]["frechet_distance"] == pytest.approx(0, abs=1e-9)  # the same images
+    assert found["seconds_per_image"] > 0
+
+
+def test_the_command_shows_what_real_images_score_and_how_a_vae_reconstructs(model, reference, monkeypatch):
+    monkeypatch.setattr(edgegen.runtime, "load", lambda *_, **__: halving_vae())
+    result = run("eval", "b", "--reference", str(reference), "--baseline", str(reference), "--count", "64")
+    assert result.exit_code == 0, result.output
+    rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("│")}
+    assert re.search(r"│ [\d.e-]+ +│ [\d.e-]+ +│", rows["Frechet distance"])
+    assert "51." in rows["reconstruction: PSNR, dB"]
+    assert "ms an image" in rows

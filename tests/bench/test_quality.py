@@ -7,6 +7,7 @@ import pytest
 
 from edgegen.bench.quality import (
     compare_sets,
+    density_coverage,
     diversity,
     frechet_distance,
     frechet_of_normals,
@@ -111,13 +112,32 @@ def test_precision_and_recall_are_their_definition_on_a_line():
     assert precision_recall(reference, made, neighbours=1) == (1.0, 0.75)
 
 
+def test_density_and_coverage_are_their_definition_on_a_line():
+    reference, made = np.array([[0.0], [1.0], [3.0], [10.0]]), np.array([[0.5], [0.6], [4.9], [30.0]])
+    # One neighbour: the reference's radii are 1, 1, 2 and 7. 0.5 and 0.6 lie in two neighbourhoods (of 0 and 1), 4.9 in two
+    # (of 3 and 10), 30 in none; each of the four holds one or more.
+    assert density_coverage(reference, made, neighbours=1) == (6 / 4, 1.0)
+    assert density_coverage(reference, made[:2], neighbours=1) == (2.0, 0.5)
+
+
+def test_density_and_coverage_of_the_same_distribution_and_of_a_collapsed_one():
+    a, b = rng(0).standard_normal((500, 4)), rng(1).standard_normal((500, 4))
+    density, coverage = density_coverage(a, b, neighbours=5)
+    assert density == pytest.approx(1, abs=0.1)  # on average 1 where both are of one distribution (lemma 1)
+    # 1 - (M-1)...(M-k) / ((2M-1)...(2M-k)) is what is expected of equal sets (lemma 2): 0.97 for 5 neighbours.
+    assert coverage == pytest.approx(0.97, abs=0.03)
+    assert density_coverage(a, a[:1].repeat(500, 0), neighbours=5)[1] < 0.05
+    assert density_coverage(a, a + 100, neighbours=5) == (0.0, 0.0)
+
+
 def test_blocks_do_not_change_the_numbers(monkeypatch):
     a, b = rng(0).standard_normal((50, 3)), rng(1).standard_normal((41, 3)) + 0.5
     whole = compare_sets(a, b)
     monkeypatch.setattr("edgegen.bench.quality._BLOCK", 7)
     assert compare_sets(a, b) == pytest.approx(whole, rel=1e-9)
     assert whole.keys() == {
-        *("frechet_distance", "kernel_distance", "precision", "recall", "diversity", "reference_diversity"),
+        *("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"),
+        *("diversity", "reference_diversity"),
     }
 
 
