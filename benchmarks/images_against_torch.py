@@ -1,169 +1,134 @@
 """Is edgegen faster than PyTorch at its best, on image models? Same weights, same threads, in one run, alternating.
 
 PyTorch runs in four ways (eager, eager channels_last, torch.compile, torch.compile with freezing), each in its own process; the
-fastest for a figure is what edgegen is compared with. onnxruntime alone, on edgegen's own graph, shows what edgegen adds.
+fastest for a figure is what edgegen is compared with. Beside it: what edgegen adds to a bare call of onnxruntime.
 """
 
 import contextlib
 import datetime
-import importlib
-import json
-import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import numpy as np
+from images import record
+from images.bundles import bundle_of, cache, graph_file, write_feeds
+from images.figures import BARE, FP16, MOST_OTHERS_SHARE, OURS, PLAIN, SESSION, WAYS, summarize, target, verdict
+from images.rounds import get_ready, measure, rounds_for
+from images.subjects import SUBJECTS, make
+from peers.disturbance import Disturbance
+from peers.workers import Worker, WorkerError
 from rich.console import Console
-from rich.table import Table
 
-ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "images"))
+from edgegen.bench.machine import describe
 
-from peers.disturbance import Disturbance  # noqa: E402
-from peers.workers import Worker  # noqa: E402
-from subjects import SUBJECTS, feeds, make  # noqa: E402
-
-from edgegen.backends.threads import default_threads  # noqa: E402
-from edgegen.bench.machine import describe  # noqa: E402
-
-OURS, BARE = "edgegen", "onnxruntime alone"
-WAYS = {  # of PyTorch: its worker's setting, and its environment
-    "eager": ("eager", {}),
-    "channels_last": ("channels_last", {}),
-    "compile": ("compile", {}),
-    "compile, frozen": ("compile", {"TORCHINDUCTOR_FREEZING": "1"}),
-}
-MOST_OTHERS_SHARE = 0.03
-# Ratios of PyTorch's best to edgegen, at batch 1, that are wanted; everywhere else more than 1.
-WANTED = {"dcgan": 1.4, "vae-128": 1.05, "vae-512": 1.05, "unet-step": 1.15}
-MOST_OVERHEAD = 0.03
-SLOW_S = 0.3  # a run that takes longer is repeated less
+PARTS = Path(__file__).parent / "images"
 
 
-def export(name, folder):
-    """The subject's bundle in `folder`."""
-    from edgegen.export.families import FAMILIES
-    from edgegen.export.parts import Modules, parse_spec
-    from edgegen.export.request import Request
-    from edgegen.tensors import Axis
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for."""
 
-    subject = make(name)
-    parsed = [
-        {graph: tuple(map(parse_spec, texts)) for graph, texts in part.items()} for part in (subject.inputs, subject.outputs)
-    ]
-    axes = {axis: Axis(*sizes) for axis, sizes in subject.axes.items()}
-    modules = {graph: module.eval() for graph, module in subject.modules.items()}
-    source = Modules("module", name, "0" * 64, "none", modules, *parsed, axes, subject.settings)
-    module, _, function = FAMILIES[subject.family].partition(":")
-    request = Request(source, folder / f"{name}.bundle", "fp32", name)
-    getattr(importlib.import_module(module), function)(request, lambda *_: None)
-    arrays = {f"{batch}:{key}": t.numpy() for batch in subject.batches for key, t in feeds(subject, batch).items()}
-    np.savez(folder / f"{name}.npz", **arrays)
-    return subject
+    names: tuple
+    rounds: int
+    threads: int
+    output: Path | None = None
+    missing: bool = False
+    prepare: bool = False
 
 
 def open_workers(stack, subject, folder, threads):
     """Every engine, ready, by name."""
-    bundle, found = folder / f"{subject.name}.bundle", {}
-    own = {
-        "feeds": str(folder / f"{subject.name}.npz"),
-        "bundle": str(bundle),
-        "model": str(bundle / "graphs" / f"{subject.graph}.onnx"),
-        "graph": subject.graph,
-        "threads": threads,
+    bundle = bundle_of(subject)
+    feeds = write_feeds(subject, folder / f"{subject.name}.npz")
+    common = {"feeds": str(feeds), "graph": subject.graph, "steps": subject.steps, "threads": threads}
+    whole = {"whole": OURS} | ({"session": SESSION} if subject.steps else {}) | {"bare": BARE}
+    found = {
+        OURS: common | {"bundle": str(bundle), "names": whole},
+        PLAIN: common | {"model": str(graph_file(bundle, subject.graph)), "names": {"plain": PLAIN}},
     }
-    for name, bare in ((OURS, False), (BARE, True)):
-        settings = own | {"bare": bare}
-        found[name] = stack.enter_context(Worker(name, sys.executable, ROOT / "images/edgegen_worker.py", settings))
+    if subject.fp16:
+        found[FP16] = common | {"bundle": str(bundle_of(subject, "fp16")), "names": {"whole": FP16}}
+    workers = {
+        name: stack.enter_context(Worker(name, sys.executable, PARTS / "edgegen_worker.py", settings))
+        for name, settings in found.items()
+    }
     for name, (way, environment) in WAYS.items():
-        settings = {"subject": subject.name, "way": way, "threads": threads}
-        worker = Worker(name, sys.executable, ROOT / "images/torch_worker.py", settings, environment)
-        found[name] = stack.enter_context(worker)
-    return found
+        settings = {"subject": subject.name, "name": name, "way": way, "threads": threads}
+        worker = Worker(name, sys.executable, PARTS / "torch_worker.py", settings, environment | _compiler(threads))
+        workers[name] = stack.enter_context(worker)
+    return workers
 
 
-def measure(workers, batch, rounds):
-    """Seconds of a run, by engine: the median of each round, in an order that rotates."""
-    runs = {}
-    for name, worker in workers.items():  # compiles, and tells how long a run takes
-        worker.request(batch=batch, runs=3)
-        took_s = statistics.median(worker.request(batch=batch, runs=2)["times_s"])
-        runs[name] = 3 if took_s > SLOW_S else max(5, min(100, int(0.5 / took_s)))
-    medians = {name: [] for name in workers}
-    order = list(workers)
-    for place in range(rounds):
-        turn = place % len(order)
-        for name in order[turn:] + order[:turn]:
-            time.sleep(0.2)  # the threads of the engine before go to sleep
-            times_s = workers[name].request(batch=batch, runs=runs[name] + 1)["times_s"][1:]
-            medians[name].append(statistics.median(times_s))
-    return medians
+def _compiler(threads):
+    """Compiled code is kept; it has its number of threads in it. Nothing is compiled in processes beside the worker's."""
+    folder = cache() / f"inductor-{threads}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
-def summarize(name, batch, medians):
-    """The medians of the rounds, PyTorch's best way, and the two ratios, each the median of those within a round."""
-    found = {engine: statistics.median(times_s) for engine, times_s in medians.items()}
-    best = min(WAYS, key=found.__getitem__)
-    ratios = [theirs / ours for theirs, ours in zip(medians[best], medians[OURS], strict=True)]
-    overheads = [ours / bare - 1 for ours, bare in zip(medians[OURS], medians[BARE], strict=True)]
-    wanted = WANTED.get(name, 1.0) if batch == 1 else 1.0
-    return {
-        "subject": name,
-        "batch": batch,
-        "median_s": found,
-        "rounds_s": medians,
-        "best_of_torch": best,
-        "ratio": statistics.median(ratios),
-        "ratio_spread": [min(ratios), max(ratios)],
-        "wanted": wanted,
-        "met": statistics.median(ratios) >= wanted,
-        "overhead": statistics.median(overheads),
-    }
+def measure_subject(plan, name):
+    """Yield the subject's row for each batch size; none where it is only to be prepared."""
+    subject = make(name)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        workers = open_workers(stack, subject, Path(folder), plan.threads)
+        facts = {engine: {key: worker.facts[key] for key in ("versions", "kernels") if key in worker.facts}
+                 for engine, worker in workers.items()}  # fmt: skip
+        for batch in subject.batches:
+            took_s = get_ready(workers, batch)
+            if plan.prepare:
+                continue
+            start_s, disturbance = time.monotonic(), Disturbance([worker.facts["pid"] for worker in workers.values()])
+            medians = measure(workers, batch, took_s, rounds_for(plan.rounds, took_s), tuple(WAYS))
+            share = disturbance.share()
+            yield summarize(name, batch, medians) | {
+                "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "commit": record.commit(),
+                "threads": plan.threads,
+                "took_s": time.monotonic() - start_s,
+                "others_share": share,
+                "quiet": share <= MOST_OTHERS_SHARE,
+                "engines": facts,
+            }
 
 
-def table(results):
-    """For people."""
-    shown = Table(title="Milliseconds a run; ratio: PyTorch's best / edgegen, median of rounds")
-    for column in ("subject", "batch", OURS, BARE, *WAYS, "ratio", "wanted", "overhead"):
-        shown.add_column(column, justify="left" if column == "subject" else "right")
-    for one in results:
-        times = [f"{one['median_s'][name] * 1e3:.2f}" for name in (OURS, BARE, *WAYS)]
-        ratio = f"{one['ratio']:.2f} ({one['ratio_spread'][0]:.2f}-{one['ratio_spread'][1]:.2f})"
-        shown.add_row(one["subject"], str(one["batch"]), *times, ratio, f"{one['wanted']:.2f}", f"{one['overhead']:+.1%}")
-    return shown
+def run(plan):
+    """Measure what the plan names, and write it down after each row. Returns all rows, those of earlier sittings too."""
+    known = record.read(plan.output, describe())
+    for name in plan.names:
+        if plan.missing and record.is_done(known, name, make(name).batches):
+            click.echo(f"{name}: measured already", err=True)
+            continue
+        start_s = time.monotonic()
+        for row in measure_subject(plan, name):
+            ratio = target(row, "torch / edgegen")["median"]
+            said = f"{name}, batch {row['batch']}: {ratio:.2f}, {verdict(row)}, others took {row['others_share']:.1%}"
+            if not record.merge(known, row):
+                said += "; the row that was measured on the quiet machine stays"
+            click.echo(said, err=True)
+            if plan.output is not None:
+                record.write(plan.output, known, list(SUBJECTS))
+        click.echo(f"{name}: {time.monotonic() - start_s:.0f} s", err=True)
+    return known
 
 
-@click.command()
+@click.command(help=__doc__)
 @click.option("--subject", "names", type=click.Choice(list(SUBJECTS)), multiple=True, help="Only these.  [default: all]")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="For all.  [default: edgegen's own choice]")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
-def main(names, rounds, threads, json_file):
-    """Compare edgegen with PyTorch on image models."""
-    threads, results, shares = threads or default_threads(), [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names or SUBJECTS:
-            subject = export(name, Path(folder))
-            with contextlib.ExitStack() as stack:
-                workers = open_workers(stack, subject, Path(folder), threads)
-                for batch in subject.batches:
-                    disturbance = Disturbance([worker.facts["pid"] for worker in workers.values()])
-                    results.append(summarize(name, batch, measure(workers, batch, rounds)))
-                    shares.append(disturbance.share())
-                    click.echo(f"{name}, batch {batch}: {results[-1]['ratio']:.2f}", err=True)
-                versions = {engine: worker.facts["versions"] for engine, worker in workers.items()}
-    Console(width=150).print(table(results))
-    quiet = max(shares) <= MOST_OTHERS_SHARE
-    click.echo(f"others took up to {max(shares):.1%} of the processor" + ("" if quiet else ": these figures do not count"))
-    if json_file is not None:
-        measured = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        found = {"measured": measured, "machine": describe(), "threads": threads, "versions": versions, "quiet": quiet}
-        json_file.write_text(
-            json.dumps(found | {"others_share": shares, "results": results}, indent=1) + "\n", encoding="utf-8"
-        )
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="For every engine.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON; rows it has already stay.")
+@click.option("--missing", is_flag=True, help="Only subjects that have no quiet row in the output yet.")
+@click.option("--prepare", is_flag=True, help="Make the bundles and compile, and measure nothing.")
+def main(names, **options):
+    plan = Plan(names or tuple(SUBJECTS), **options)
+    try:
+        known = run(plan)
+    except WorkerError as error:
+        raise click.ClickException(str(error)) from error
+    if not plan.prepare:
+        Console(width=170).print(record.report(known))
 
 
 if __name__ == "__main__":

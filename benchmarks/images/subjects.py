@@ -1,8 +1,9 @@
 """What is measured: models as PyTorch modules with random weights (speed does not depend on them), and what they are fed.
 
-Runs in every worker and where the bundles are made; nothing is imported before it is used.
+Runs in every worker of PyTorch and where the bundles are made; nothing is imported before it is used.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 SEED = 0
@@ -10,7 +11,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Subject:
-    """Modules by graph as a recipe gives them, and the graph that is measured, with its inputs as text."""
+    """Modules by graph as a recipe gives them, and the graph that is measured, with its inputs as text.
+
+    Attributes:
+        steps: 0 where runs of the graph are measured; else whole images of so many steps are.
+        bundle: the name of its bundle; subjects of one model share it.
+        fp16: whether its bundle in float16 is measured, too.
+    """
 
     name: str
     family: str
@@ -21,11 +28,17 @@ class Subject:
     axes: dict
     settings: dict = field(default_factory=dict)
     batches: tuple = (1, 8)
-    source: object = None  # of the weights, where they are real ones
+    steps: int = 0
+    bundle: str = ""
+    fp16: bool = False
 
     @property
     def module(self):
         return self.modules[self.graph].eval()
+
+    @property
+    def bundle_name(self):
+        return self.bundle or self.name
 
 
 def make(name):
@@ -53,13 +66,39 @@ def feeds(subject, batch):
     return found
 
 
+def _gan(name, generator, *, fp16=False):
+    return Subject(
+        name, "gan", "generator", {"generator": generator},
+        {"generator": ("z float32[batch, 100]",)}, {"generator": ("image float32[batch, 3, 64, 64]",)}, {"batch": (1, 1, 16)},
+        fp16=fp16,
+    )  # fmt: skip
+
+
 def _dcgan(name):
+    """The generator of Radford et al. 2016 (arXiv:1511.06434) in the size that PyTorch's tutorial made the usual one."""
+    import torch
+
+    class Generator(torch.nn.Sequential):
+        def __init__(self, widths=(100, 512, 256, 128, 64, 3)):
+            layers = []
+            for place, (before, after) in enumerate(itertools.pairwise(widths)):
+                stride, padding = (2, 1) if place else (1, 0)  # 1x1 becomes 4x4, which is then doubled
+                layers.append(torch.nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False))
+                is_last = place == len(widths) - 2
+                layers += [torch.nn.Tanh()] if is_last else [torch.nn.BatchNorm2d(after), torch.nn.ReLU()]
+            super().__init__(*layers)
+
+        def forward(self, z):
+            return super().forward(z[:, :, None, None])
+
+    return _gan(name, Generator(), fp16=True)
+
+
+def _wide_dcgan(name):
+    """The generator of edgegen's own recipes: twice as wide, and a 3x3 convolution at its end."""
     from edgegen.models.dcgan import Generator
 
-    return Subject(
-        name, "gan", "generator", {"generator": Generator(latent=100, size=64, channels=3, width=64)},
-        {"generator": ("z float32[batch, 100]",)}, {"generator": ("image float32[batch, 3, 64, 64]",)}, {"batch": (1, 1, 16)},
-    )  # fmt: skip
+    return _gan(name, Generator(latent=100, size=64, channels=3, width=64))
 
 
 def _of_recipe(file, graph):
@@ -77,7 +116,7 @@ def _of_recipe(file, graph):
     return build
 
 
-def _vae(size, batches):
+def _vae(size, batches, *, fp16=False):
     def build(name):
         import torch
         from diffusers import AutoencoderKL
@@ -109,7 +148,7 @@ def _vae(size, batches):
             name, "vae", "decoder", {"encoder": Encoder(), "decoder": Decoder()},
             {"encoder": (f"image float32[batch, 3, {size}, {size}]",), "decoder": (f"latent {latent}",)},
             {"encoder": (f"mean {latent}", f"log_variance {latent}"), "decoder": (f"image float32[batch, 3, {size}, {size}]",)},
-            {"batch": (1, 1, 8)}, batches=batches,
+            {"batch": (1, 1, 8)}, batches=batches, fp16=fp16,
         )  # fmt: skip
 
     return build
@@ -126,29 +165,34 @@ def unet():
     )  # fmt: skip
 
 
-def _unet_step(name):
-    import torch
+def _unet(steps):
+    def build(name):
+        import torch
 
-    class Denoiser(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.unet = unet()
+        class Denoiser(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.unet = unet()
 
-        def forward(self, sample, timestep):
-            return self.unet(sample, timestep).sample
+            def forward(self, sample, timestep):
+                return self.unet(sample, timestep).sample
 
-    return Subject(
-        name, "diffusion", "denoiser", {"denoiser": Denoiser()},
-        {"denoiser": ("sample float32[batch, 3, 32, 32]", "timestep float32[batch]")},
-        {"denoiser": ("prediction float32[batch, 3, 32, 32]",)}, {"batch": (1, 1, 16)},
-    )  # fmt: skip
+        return Subject(
+            name, "diffusion", "denoiser", {"denoiser": Denoiser()},
+            {"denoiser": ("sample float32[batch, 3, 32, 32]", "timestep float32[batch]")},
+            {"denoiser": ("prediction float32[batch, 3, 32, 32]",)}, {"batch": (1, 1, 16)}, steps=steps, bundle="unet",
+        )  # fmt: skip
+
+    return build
 
 
 SUBJECTS = {
     "dcgan": _dcgan,
+    "dcgan-wide": _wide_dcgan,
     "stylegan2-synthesis": _of_recipe("stylegan2_emoji.py", "synthesis"),
     "esrgan-slim": _of_recipe("esrgan_slim_x2.py", "translator"),
-    "vae-128": _vae(128, (1, 8)),
-    "vae-512": _vae(512, (1,)),
-    "unet-step": _unet_step,
+    "vae-128": _vae(128, (1, 8), fp16=True),
+    "vae-512": _vae(512, (1, 8)),
+    "unet-step": _unet(0),
+    "ddim-20": _unet(20),
 }
