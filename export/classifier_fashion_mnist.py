@@ -6,7 +6,7 @@ Not Inception: distances in these features compare only with others in the same.
 from typing import TYPE_CHECKING, Any
 
 from edgegen.export.recipe import Recipe
-from edgegen.train.data import Data, fashion_mnist
+from edgegen.train.data import fashion_mnist
 from edgegen.train.recipe import Training, untrained
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ def objective(trained: Any) -> "Objective":
     return Classification(trained, classes=10, decay=0.998)
 
 
-def held_out() -> Data:
-    """The test set."""
-    return fashion_mnist("t10k")
-
-
 RECIPE = Recipe(
     name="classifier-fashion-mnist",
     family="features",
@@ -45,7 +40,7 @@ RECIPE = Recipe(
 )
 TRAINING = Training(
     data=fashion_mnist,
-    held_out=held_out,
+    held_out=lambda: fashion_mnist("t10k"),
     objective=objective,
     steps=2400,
     batch_size=128,

@@ -41,4 +41,6 @@ RECIPE = Recipe(
     settings={"pixels": {"black": 0.0, "white": 1.0}, "classes": 10},
     licence="MIT",
 )
-TRAINING = Training(data=fashion_mnist, objective=objective, steps=3000, batch_size=128, warmup=100)
+TRAINING = Training(
+    data=fashion_mnist, held_out=lambda: fashion_mnist("t10k"), objective=objective, steps=3000, batch_size=128, warmup=100
+)

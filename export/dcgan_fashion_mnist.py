@@ -35,4 +35,6 @@ RECIPE = Recipe(
     axes={"batch": (1, 1, 64)},
     licence="MIT",
 )
-TRAINING = Training(data=fashion_mnist, objective=objective, steps=4000, batch_size=64, warmup=100)
+TRAINING = Training(
+    data=fashion_mnist, held_out=lambda: fashion_mnist("t10k"), objective=objective, steps=4000, batch_size=64, warmup=100
+)

@@ -38,4 +38,6 @@ RECIPE = Recipe(
     settings={"schedule": SCHEDULE, "classes": 10, "null_class": 10, "guidance": 2.0},
     licence="MIT",
 )
-TRAINING = Training(data=fashion_mnist, objective=objective, steps=2000, batch_size=64, warmup=100)
+TRAINING = Training(
+    data=fashion_mnist, held_out=lambda: fashion_mnist("t10k"), objective=objective, steps=2000, batch_size=64, warmup=100
+)
