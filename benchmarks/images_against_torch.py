@@ -36,7 +36,6 @@ class Plan:
     threads: int
     output: Path | None = None
     missing: bool = False
-    prepare: bool = False
 
 
 def open_workers(stack, subject, folder, threads):
@@ -55,22 +54,36 @@ def open_workers(stack, subject, folder, threads):
         name: stack.enter_context(Worker(name, sys.executable, PARTS / "edgegen_worker.py", settings))
         for name, settings in found.items()
     }
-    for name, (way, environment) in WAYS.items():
-        settings = {"subject": subject.name, "name": name, "way": way, "threads": threads}
-        worker = Worker(name, sys.executable, PARTS / "torch_worker.py", settings, environment | _compiler(threads))
-        workers[name] = stack.enter_context(worker)
-    return workers
+    return workers | {name: stack.enter_context(torch_worker(subject, name, threads)) for name in WAYS}
 
 
-def _compiler(threads):
-    """Compiled code is kept; it has its number of threads in it. Nothing is compiled in processes beside the worker's."""
+def torch_worker(subject, name, threads):
+    """PyTorch, in the way of that name.
+
+    Compiled code is kept; it has its number of threads in it. Nothing is compiled in processes beside the worker's.
+    """
+    way, environment = WAYS[name]
     folder = cache() / f"inductor-{threads}"
     folder.mkdir(parents=True, exist_ok=True)
-    return {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    environment = environment | {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    settings = {"subject": subject.name, "name": name, "way": way, "threads": threads}
+    return Worker(name, sys.executable, PARTS / "torch_worker.py", settings, environment)
+
+
+def prepare(plan, name):
+    """Make what later runs find in the cache: the subject's bundles, and compiled code."""
+    subject = make(name)
+    for precision in ("fp32", "fp16")[: 1 + subject.fp16]:
+        bundle_of(subject, precision)
+    for way, (setting, _) in WAYS.items():
+        if setting == "compile":
+            with torch_worker(subject, way, plan.threads) as worker:
+                for batch in subject.batches:
+                    worker.request(batch=batch, runs=1)
 
 
 def measure_subject(plan, name):
-    """Yield the subject's row for each batch size; none where it is only to be prepared."""
+    """Yield the subject's row for each batch size."""
     subject = make(name)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         workers = open_workers(stack, subject, Path(folder), plan.threads)
@@ -78,8 +91,6 @@ def measure_subject(plan, name):
                  for engine, worker in workers.items()}  # fmt: skip
         for batch in subject.batches:
             took_s = get_ready(workers, batch)
-            if plan.prepare:
-                continue
             start_s, disturbance = time.monotonic(), Disturbance([worker.facts["pid"] for worker in workers.values()])
             medians = measure(workers, batch, took_s, rounds_for(plan.rounds, took_s), tuple(WAYS))
             share = disturbance.share()
@@ -101,17 +112,23 @@ def run(plan):
         if plan.missing and record.is_done(known, name, make(name).batches):
             click.echo(f"{name}: measured already", err=True)
             continue
-        start_s = time.monotonic()
-        for row in measure_subject(plan, name):
-            ratio = target(row, "torch / edgegen")["median"]
-            said = f"{name}, batch {row['batch']}: {ratio:.2f}, {verdict(row)}, others took {row['others_share']:.1%}"
-            if not record.merge(known, row):
-                said += "; the row that was measured on the quiet machine stays"
-            click.echo(said, err=True)
-            if plan.output is not None:
-                record.write(plan.output, known, list(SUBJECTS))
-        click.echo(f"{name}: {time.monotonic() - start_s:.0f} s", err=True)
+        with told_time(name):
+            for row in measure_subject(plan, name):
+                kept = record.merge(known, row)
+                ratio = target(row, "torch / edgegen")["median"]
+                said = f"{name}, batch {row['batch']}: {ratio:.2f}, {verdict(row)}, others took {row['others_share']:.1%}"
+                click.echo(said + ("" if kept else "; the quiet row from before stays"), err=True)
+                if plan.output is not None:
+                    record.write(plan.output, known, list(SUBJECTS))
     return known
+
+
+@contextlib.contextmanager
+def told_time(name):
+    """Say how long a subject took."""
+    start_s = time.monotonic()
+    yield
+    click.echo(f"{name}: {time.monotonic() - start_s:.0f} s", err=True)
 
 
 @click.command(help=__doc__)
@@ -120,15 +137,18 @@ def run(plan):
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="For every engine.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON; rows it has already stay.")
 @click.option("--missing", is_flag=True, help="Only subjects that have no quiet row in the output yet.")
-@click.option("--prepare", is_flag=True, help="Make the bundles and compile, and measure nothing.")
-def main(names, **options):
+@click.option("--prepare", "prepare_only", is_flag=True, help="Make the bundles and compile, and measure nothing.")
+def main(names, prepare_only, **options):
     plan = Plan(names or tuple(SUBJECTS), **options)
     try:
-        known = run(plan)
+        if prepare_only:
+            for name in plan.names:
+                with told_time(name):
+                    prepare(plan, name)
+            return
+        Console(width=170).print(record.report(run(plan)))
     except WorkerError as error:
         raise click.ClickException(str(error)) from error
-    if not plan.prepare:
-        Console(width=170).print(record.report(known))
 
 
 if __name__ == "__main__":
