@@ -46,6 +46,29 @@ typedef struct {
   int silu;  // whether what comes out is multiplied by its sigmoid
 } Group;
 
+enum { NO_ACTIVATION, RELU, LEAKY_RELU, TANH };
+enum { MAX_PHASES = 16, SLACK = 32 };  // SLACK: floats behind the last row of input that may be read, and do not matter
+
+// The output pixels phase, phase + phases, .. of a row: each the sum of its taps, which lie at `offsets` from its input pixel.
+typedef struct {
+  int taps, pixels;
+  const ptrdiff_t *offsets;
+  const float *weights;  // [tiles, ..] with [taps, inputs, TILE] of each; of few outputs [taps, inputs, outputs]
+} Phase;
+
+// Rows of output, of which each belongs to a row of input. `rows` of them are in an image, the images one behind the other.
+typedef struct {
+  int inputs, outputs, few, rows, columns, phases;  // columns: of a row of output
+  const Phase *phase;
+  size_t tile_step;  // from the weights of a tile to those of the next
+  const float *input, *bias;  // rows [inputs, width]; [outputs up to a multiple of TILE]
+  size_t width, input_row, input_image;
+  float *output;
+  size_t plane, output_row, output_image;
+  int activation;
+  float slope;
+} Convolution;
+
 typedef void QuantizeKernel(const float *input, int blocks, int8_t *codes, float *scales, int32_t *sums);
 typedef void MatMulKernel(const uint8_t *weights, int bits, int blocks, int rows, int first_tile, int last_tile, int tokens,
                           Activations a, const float *bias, float *output);
@@ -54,6 +77,8 @@ typedef void AttendKernel(const Attention *a, int kv_head, int first_query, int 
                           Partial *p);
 typedef void JoinKernel(const Attention *a, int kv_head, int first_query, int last_query, int pieces, const Partial *p);
 typedef void NormalizeKernel(const Group *g);
+// Rows first_row .. last_row of the channels of first_tile .. last_tile; with few outputs of all channels.
+typedef void ConvolveKernel(const Convolution *c, int first_tile, int last_tile, int first_row, int last_row);
 
 typedef struct {
   const char *name;
@@ -62,6 +87,7 @@ typedef struct {
   AttendKernel *attend;
   JoinKernel *join;
   NormalizeKernel *normalize;
+  ConvolveKernel *convolve;
 } Kernels;
 
 extern const Kernels kernels_avx512vnni, kernels_avx2, kernels_neon;
@@ -75,4 +101,5 @@ MatMulKernel OWN(matmul);
 AttendKernel OWN(attend);
 JoinKernel OWN(join);
 NormalizeKernel OWN(normalize);
+ConvolveKernel OWN(convolve);
 #endif

@@ -4,4 +4,5 @@
 #define TEXT_OF(x) #x
 #define TEXT(x) TEXT_OF(x)
 
-const Kernels OWN(kernels) = {TEXT(ISA), OWN(quantize), OWN(matmul), OWN(attend), OWN(join), OWN(normalize)};
+const Kernels OWN(kernels) = {TEXT(ISA), OWN(quantize), OWN(matmul), OWN(attend), OWN(join), OWN(normalize),
+                             OWN(convolve)};

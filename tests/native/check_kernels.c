@@ -125,8 +125,54 @@ static double check_normalize(size_t channels, size_t plane, float middle, int s
   return worst;
 }
 
+static double after(double x, int activation) {
+  return activation == RELU ? fmax(x, 0) : activation == LEAKY_RELU ? (x < 0 ? 0.2f * x : x) : activation == TANH ? tanh(x) : x;
+}
+
+// Two images, and phases with 0, 1, .. taps, which reach over the input wherever they like.
+static double check_convolve(int inputs, int outputs, int few, int phases, int rows, int columns, int activation) {
+  enum { IMAGES = 2, REACH = 3 };
+  const int tiles = few ? 1 : (outputs + TILE - 1) / TILE, lanes = few ? outputs : TILE;
+  const int all_taps = phases * (phases - 1) / 2 + 1;
+  const size_t width = (columns + phases - 1) / phases + REACH, row = inputs * width, image = row * (rows + REACH);
+  const size_t plane = (size_t)rows * columns, tile_step = (size_t)all_taps * inputs * lanes;
+  float *input = malloc(sizeof(float) * (IMAGES * image + SLACK)), *output = malloc(sizeof(float) * IMAGES * outputs * plane);
+  float *weights = malloc(sizeof(float) * tiles * tile_step), *bias = malloc(sizeof(float) * tiles * TILE);
+  for (size_t i = 0; i < IMAGES * image + SLACK; i++) input[i] = i < IMAGES * image ? noise() : NAN;
+  for (size_t i = 0; i < tiles * tile_step; i++) weights[i] = noise();
+  for (int i = 0; i < tiles * TILE; i++) bias[i] = noise();
+  for (size_t i = 0; i < IMAGES * outputs * plane; i++) output[i] = NAN;  // each pixel is to be written
+  Phase phase[MAX_PHASES];
+  ptrdiff_t offsets[MAX_PHASES * MAX_PHASES];
+  for (int p = 0, at = 0; p < phases; p++) {
+    const int taps = phases == 1 ? 1 : p;
+    phase[p] = (Phase){taps, columns > p ? (columns - p + phases - 1) / phases : 0, offsets + at,
+                       weights + (size_t)at * inputs * lanes};
+    for (int t = 0; t < taps; t++) offsets[at++] = (t + p) % REACH * row + t * 7 % REACH;
+  }
+  const Convolution c = {inputs, outputs, few, rows,   columns, phases,  phase,           tile_step,  input, bias,
+                         width,  row,     image, output, plane, columns, plane * outputs, activation, 0.2f};
+  const int half = rows * IMAGES / 2 + 1;
+  OWN(kernels).convolve(&c, 0, tiles, 0, half);
+  OWN(kernels).convolve(&c, 0, tiles, half, rows * IMAGES);
+  double worst = 0;
+  for (size_t i = 0; i < IMAGES * outputs * plane; i++) {
+    const int x = i % columns, y = i / columns % rows, k = i / plane % outputs, n = i / plane / outputs;
+    const Phase *p = &phase[x % phases];
+    double sum = bias[k];
+    for (int t = 0; t < p->taps; t++)
+      for (int j = 0; j < inputs; j++)
+        sum += (double)input[n * image + y * row + j * width + x / phases + p->offsets[t]] *
+               p->weights[k / lanes * tile_step + ((size_t)t * inputs + j) * lanes + k % lanes];
+    const double gap = fabs(after(sum, activation) - output[i]) / (1 + fabs(sum));
+    worst = isnan(gap) ? INFINITY : fmax(worst, gap);
+  }
+  free(input), free(output), free(weights), free(bias);
+  return worst;
+}
+
 int main(void) {
-  double product = 0, attention = 0, norm = 0;
+  double product = 0, attention = 0, norm = 0, convolution = 0;
   const int tokens[] = {1, 2, 3, 7, 16, 37};
   for (int i = 0; i < 12; i++)
     product = fmax(product, check_matmul(i < 6 ? 4 : 8, i % 2 ? 48 : 37, 1 + i % 6, tokens[i % 6]));
@@ -136,6 +182,12 @@ int main(void) {
   attention = fmax(attention, check_attention(32, 1, 256, 33, 2, 0, 5));
   const size_t planes[] = {1, 7, 16, 100, 1023, 4096, 9000};
   for (int i = 0; i < 28; i++) norm = fmax(norm, check_normalize(1 + i % 5, planes[i % 7], i < 14 ? 0 : 50, i % 2, i % 3 == 0));
-  printf("products %.1e attention %.1e normalization %.1e\n", product, attention, norm);
-  return !(product < 1e-5 && attention < 1e-5 && norm < 1e-5);  // float32 sums of up to 256 terms; scales of up to 8
+  const int outputs[] = {1, 3, 8, 16, 17, 40, 70}, sides[] = {1, 2, 4, 7, 16, 33, 50};
+  for (int i = 0; i < 98; i++) {
+    const int k = outputs[i % 7], few = k <= 4 || (k == 8 && i % 2);
+    convolution = fmax(convolution, check_convolve(1 + i % 4 * 5, k, few, 1 + i % 5, 1 + i % 6, sides[i / 7 % 7], i % 4));
+  }
+  printf("products %.1e attention %.1e normalization %.1e convolution %.1e\n", product, attention, norm, convolution);
+  return !(product < 1e-5 && attention < 1e-5 && norm < 1e-5 &&
+           convolution < 1e-5);  // float32 sums of up to 256 terms; scales of up to 8
 }
