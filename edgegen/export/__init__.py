@@ -34,7 +34,8 @@ def export(
     """Export `source` to a bundle at `output`; the proof is part of it.
 
     Args:
-        source: a recipe.py, `package.module:function` that returns modules, a Hugging Face directory, or a .gguf or .onnx file.
+        source: a recipe.py, `package.module:function` that returns modules, a Hugging Face or diffusers directory, or a
+            .gguf or .onnx file.
         output: the bundle's directory; it exists whole or not at all.
         family: the family, where the source does not say it.
         checkpoint: a .safetensors file that replaces the source's weights; for modules also a state_dict of torch.save.
@@ -46,7 +47,8 @@ def export(
         inputs: what a module of one's own takes, in the order of its forward: "z float32[batch, 128]"; with several graphs
             "mapping: z float32[batch, 512]".
         outputs: what it gives, in the same way: "image float32[batch, 3, 64, 64]".
-        axes: bounds of named axes: "batch=1..4..16" (least, usual, most).
+        axes: bounds of named axes: "batch=1..4..16" (least, usual, most); of a diffusers directory batch, and height and width
+            in pixels: without them its images have the one size that it names.
         settings: what the family's pipeline wants to know, NAME=JSON.
         progress: called with the stage and the share of it that is done.
 
@@ -86,6 +88,11 @@ def export(
 def _usual_family(source: str, kind: str, families: Mapping[str, str]) -> str:
     if kind in {"function", "onnx"}:
         raise InputError(f"{source} does not say what kind of model it is; give --family, one of {', '.join(sorted(families))}")
+    if kind == "diffusers_single":
+        from edgegen.export.sources import class_of_diffusers
+        from edgegen.export.sources.diffusers_single import FAMILIES as BY_CLASS
+
+        return BY_CLASS.get(str(class_of_diffusers(Path(source))), "diffusion")
     return "diffusion" if kind == "diffusers" else "decoder_lm"
 
 
@@ -99,6 +106,13 @@ def _declared(opened: Any, family: str, *options: Sequence[str]) -> Any:
         if family == "decoder_lm":
             raise InputError(f"{opened.name} is a module, and the family decoder_lm reads language models' checkpoints alone")
         return declare(opened, declared, family)
+    reads = "diffusion" if opened.kind == "diffusers" else "decoder_lm"
+    if family != reads:
+        what = f"a {opened.pipeline} of diffusers" if reads == "diffusion" else "a language model's checkpoint"
+        alone = "; to export its VAE alone, give its folder vae" if (reads, family) == ("diffusion", "vae") else ""
+        raise InputError(f"{opened.name} is {what}, which the family {reads} reads, not {family}{alone}")
+    if declared and reads == "diffusion":
+        return opened.declare(declared)
     if declared:
         raise InputError(f"--input, --returns, --axis and --setting are for modules and ONNX files; {opened.name} is neither")
     return opened

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import onnx_ir as ir
@@ -53,7 +53,7 @@ class Modules:
     """A source that is a user's own modules: by graph name, with their weights, in eval mode, on the CPU, in float32.
 
     `inputs` and `outputs` by graph, `axes` and `settings` as the user gave them; a family fills in what is missing.
-    The name "" stands for the only graph of a family.
+    The name "" stands for the only graph of a family. `steps` are those of `Part`.
     """
 
     kind: str
@@ -65,6 +65,10 @@ class Modules:
     outputs: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
     axes: Mapping[str, Axis] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+
+AnyModules = TypeVar("AnyModules", bound=Modules)
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,34 @@ def bounds_for(
     if missing := sorted(needed - axes.keys()):
         raise InputError(f"nothing says how large the axis {missing[0]} may be; give --axis {missing[0]}=LEAST..USUAL..MOST")
     return axes
+
+
+def check_steps(axes: Mapping[str, Axis], steps: Mapping[str, int]) -> None:
+    """Raise InputError where an axis of more than one size has bounds that are no multiples of its step."""
+    for name, step in steps.items():
+        sizes = axes.get(name, Axis(1, 1, 1))
+        if sizes.min != sizes.max and any(size % step for size in (sizes.min, sizes.opt, sizes.max)):
+            raise InputError(
+                f"the axis {name} takes multiples of {step} alone, not {sizes.min}..{sizes.opt}..{sizes.max}; give "
+                f"--axis {name}=LEAST..USUAL..MOST in multiples of {step}"
+            )
+
+
+def with_numbers(source: AnyModules, names: Sequence[str]) -> AnyModules:
+    """The source with the axes `names` as numbers, where they have one size alone."""
+    sizes = {name: axis.opt for name, axis in source.axes.items() if name in names and axis.min == axis.max}
+
+    def put(specs: Specs) -> Specs:
+        return tuple(
+            msgspec.structs.replace(spec, axes=tuple(sizes.get(str(axis), axis) for axis in spec.axes)) for spec in specs
+        )
+
+    return replace(
+        source,
+        inputs={graph: put(specs) for graph, specs in source.inputs.items()},
+        outputs={graph: put(specs) for graph, specs in source.outputs.items()},
+        axes={name: axis for name, axis in source.axes.items() if name not in sizes},
+    )
 
 
 def _axes_in(specs: Mapping[str, Specs]) -> set[str]:

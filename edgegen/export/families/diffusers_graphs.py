@@ -19,6 +19,18 @@ class Unet(torch.nn.Module):
         return self.unet(sample, timestep, encoder_hidden_states=hidden, return_dict=False, **more)[0]
 
 
+class UnconditionalUnet(torch.nn.Module):
+    """sample, timestep (, class_ids) -> prediction: what works on pixels, without text."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, *class_ids: Tensor) -> Any:
+        """The prediction."""
+        return self.unet(sample, timestep, *class_ids, return_dict=False)[0]
+
+
 class Sd3Transformer(torch.nn.Module):
     """sample, timestep, encoder_hidden_states, pooled -> prediction: Stable Diffusion 3."""
 

@@ -19,8 +19,9 @@ from edgegen.export.families.diffusers_graphs import (
 )
 from edgegen.export.families.diffusers_scheduler import schedule_of
 from edgegen.export.families.diffusion import PROOF_STEPS
-from edgegen.export.parts import Model, Part
-from edgegen.export.sources.diffusers import DiffusersDirectory, quiet_diffusers
+from edgegen.export.parts import Model, Part, check_steps
+from edgegen.export.sources.diffusers import DiffusersDirectory
+from edgegen.export.sources.diffusers_files import quiet_diffusers
 from edgegen.pipelines.diffusion_settings import DiffusionSettings, Latent, Text, TextEncoder
 from edgegen.pipelines.images import normal
 from edgegen.pipelines.text_conditioning import TextConditioner
@@ -31,6 +32,7 @@ from edgegen.tokenizers import Tokenizer
 AXES: Mapping[str, Axis] = {"batch": Axis(1, 2, 8)}
 _PROMPT, _NEGATIVE = "a red house by a lake", "blurry"
 _SEED = 11
+_SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Anatomy:
         pooled, time_ids, guidance_input: further inputs of the denoiser; `pooled` is a width, 0 for none.
         guidance, steps: the defaults of the pipeline's class.
         patch, flow_grid: see `schedule_of`.
+        step: the denoiser takes sides in multiples of it.
     """
 
     denoiser: torch.nn.Module
@@ -69,16 +72,34 @@ class Anatomy:
     steps: int = 50
     patch: int = 2
     flow_grid: str = "table"
+    step: int = 1
 
 
 def build(source: DiffusersDirectory) -> Model:
     """The model of a directory. ExportError where its scheduler or a component has no counterpart."""
     pipeline = source.load()
     anatomy = _ANATOMIES[source.pipeline](pipeline)
+    factor = int(pipeline.vae_scale_factor)
+    check_steps(source.axes, dict.fromkeys(_SIDES, anatomy.step * factor))
+    height, width = (source.axes[name].opt // factor if name in source.axes else None for name in _SIDES)
+    anatomy = replace(anatomy, side=(height or anatomy.side[0], width or anatomy.side[1]))
     settings = _settings(pipeline, anatomy)
     files = {encoder.settings.tokenizer: _tokenizer(getattr(pipeline, encoder.tokenizer)) for encoder in anatomy.encoders}
-    parts = _parts(pipeline, anatomy, settings)
-    return Model("diffusion", parts, AXES, settings, lambda: _reference(pipeline, parts, settings, files), files)
+    axes = _axes(source.axes, factor)
+    parts = _parts(pipeline, anatomy, settings, axes)
+    return Model("diffusion", parts, axes, settings, lambda: _reference(pipeline, parts, settings, files), files)
+
+
+def _axes(given: Mapping[str, Axis], factor: int) -> dict[str, Axis]:
+    """The bounds of all axes that are named: those of the images' sides as they are, and for the latents."""
+    axes = dict(AXES)
+    for name, axis in given.items():
+        if name == "batch":
+            axes[name] = axis
+        elif axis.min != axis.max:
+            axes[name] = axis
+            axes[f"latent_{name}"] = Axis(axis.min // factor, axis.opt // factor, axis.max // factor)
+    return axes
 
 
 def _settings(pipeline: Any, anatomy: Anatomy) -> DiffusionSettings:
@@ -106,9 +127,14 @@ def _tokenizer(tokenizer: Any) -> bytes:
     return str(backend.to_str()).encode()
 
 
-def _parts(pipeline: Any, anatomy: Anatomy, settings: DiffusionSettings) -> dict[str, Part]:
+def _parts(pipeline: Any, anatomy: Anatomy, settings: DiffusionSettings, axes: Mapping[str, Axis]) -> dict[str, Part]:
     parts = {encoder.graph: _text_part(encoder) for encoder in anatomy.encoders}
-    sample = ("batch", anatomy.channels, *anatomy.side)
+    latent_sides, sides = [f"latent_{name}" for name in _SIDES], (settings.height, settings.width)
+    sample = (
+        "batch",
+        anatomy.channels,
+        *(name if name in axes else n for name, n in zip(latent_sides, anatomy.side, strict=True)),
+    )
     inputs = [TensorSpec("sample", "float32", sample), TensorSpec("timestep", "float32", ("batch",))]
     tokens, width = _hidden_size(anatomy, parts)
     inputs.append(TensorSpec("encoder_hidden_states", "float32", ("batch", tokens, width)))
@@ -118,11 +144,14 @@ def _parts(pipeline: Any, anatomy: Anatomy, settings: DiffusionSettings) -> dict
         inputs.append(TensorSpec("time_ids", "float32", ("batch", 6)))
     if anatomy.guidance_input:
         inputs.append(TensorSpec("guidance", "float32", ("batch",)))
-    parts["denoiser"] = Part(anatomy.denoiser, tuple(inputs), (TensorSpec("prediction", "float32", sample),))
-    image = TensorSpec("image", "float32", ("batch", int(pipeline.vae.config.out_channels), settings.height, settings.width))
+    steps = dict.fromkeys(latent_sides, anatomy.step)
+    parts["denoiser"] = Part(anatomy.denoiser, tuple(inputs), (TensorSpec("prediction", "float32", sample),), steps)
+    pixels = [name if name in axes else size for name, size in zip(_SIDES, sides, strict=True)]
+    image = TensorSpec("image", "float32", ("batch", int(pipeline.vae.config.out_channels), *pixels))
     found = tuple(TensorSpec(name, "float32", sample) for name in ("mean", "log_variance"))
     parts["vae_decoder"] = Part(VaeDecoder(pipeline.vae), (TensorSpec("latent", "float32", sample),), (image,))
-    parts["vae_encoder"] = Part(VaeEncoder(pipeline.vae), (image,), found)
+    factors = dict.fromkeys(_SIDES, int(pipeline.vae_scale_factor))
+    parts["vae_encoder"] = Part(VaeEncoder(pipeline.vae), (image,), found, factors)
     return parts
 
 
@@ -173,7 +202,8 @@ def _stable_diffusion(pipeline: Any) -> Anatomy:
             "this U-Net takes more than latents and text (inpainting, or embedded guidance), which is not supported"
         )
     encoder = _clip(pipeline, "", -1, "side", pooled=False)
-    return Anatomy(Unet(pipeline.unet), config.in_channels, _side(config.sample_size), (encoder,), Text((encoder.settings,)))
+    side, text = _side(config.sample_size), Text((encoder.settings,))
+    return Anatomy(Unet(pipeline.unet), config.in_channels, side, (encoder,), text, step=2**pipeline.unet.num_upsamplers)
 
 
 def _stable_diffusion_xl(pipeline: Any) -> Anatomy:
@@ -185,7 +215,7 @@ def _stable_diffusion_xl(pipeline: Any) -> Anatomy:
     text = Text(tuple(e.settings for e in encoders), zero_negative=bool(pipeline.config.force_zeros_for_empty_prompt))
     width = int(pipeline.text_encoder_2.config.projection_dim)
     anatomy = Anatomy(Unet(pipeline.unet), config.in_channels, _side(config.sample_size), encoders, text, width, time_ids=True)
-    return replace(anatomy, guidance=5.0)
+    return replace(anatomy, guidance=5.0, step=2**pipeline.unet.num_upsamplers)
 
 
 def _stable_diffusion_3(pipeline: Any) -> Anatomy:
@@ -199,7 +229,7 @@ def _stable_diffusion_3(pipeline: Any) -> Anatomy:
     pooled = int(config.pooled_projection_dim)
     side = _side(config.sample_size)
     anatomy = Anatomy(Sd3Transformer(pipeline.transformer), config.in_channels, side, tuple(encoders), text, pooled)
-    return replace(anatomy, guidance=7.0, steps=28, patch=int(config.patch_size))
+    return replace(anatomy, guidance=7.0, steps=28, patch=int(config.patch_size), step=int(config.patch_size))
 
 
 def _flux(pipeline: Any) -> Anatomy:
@@ -211,7 +241,7 @@ def _flux(pipeline: Any) -> Anatomy:
     text = Text(tuple(e.settings for e in encoders))
     anatomy = Anatomy(FluxTransformer(pipeline.transformer), config.in_channels // 4, (side, side), encoders, text, pooled)
     embeds = bool(config.guidance_embeds)
-    return replace(anatomy, guidance_input=embeds, guidance=3.5 if embeds else 1.0, steps=28, flow_grid="unit")
+    return replace(anatomy, guidance_input=embeds, guidance=3.5 if embeds else 1.0, steps=28, flow_grid="unit", step=2)
 
 
 _ANATOMIES = {
@@ -228,9 +258,13 @@ def _reference(
     """The pipeline's own run of the diffusers library, from noise to image."""
     assert settings.text is not None
     assert settings.latent is not None
-    sample = parts["denoiser"].inputs[0].axes
+    sample = [
+        int(settings.latent.channels),
+        settings.height // settings.latent.factor,
+        settings.width // settings.latent.factor,
+    ]
     steps, guided = min(PROOF_STEPS, settings.steps), settings.guidance != 1
-    inputs: dict[str, Tensor] = {"latents": normal([_SEED], [int(axis) for axis in sample[1:]])}
+    inputs: dict[str, Tensor] = {"latents": normal([_SEED], sample)}
     inputs |= {"steps": np.array(steps), "guidance": np.array(settings.guidance, np.float32)}
     tokenizers = {encoder.graph: Tokenizer.from_bytes(files[encoder.tokenizer]) for encoder in settings.text.encoders}
     texts = TextConditioner(settings.text, {}, tokenizers)
@@ -240,12 +274,13 @@ def _reference(
         if negative is not None:
             inputs[f"negative_token_ids.{encoder.graph}"] = texts.token_ids(encoder, [negative])
     patch = settings.schedule.dynamic_shift.patch if settings.schedule.dynamic_shift else 2
-    way = trajectory(settings.schedule, settings.stepper, steps, tokens=(int(sample[2]) // patch) * (int(sample[3]) // patch))
+    way = trajectory(settings.schedule, settings.stepper, steps, tokens=(sample[1] // patch) * (sample[2] // patch))
     generator = torch.Generator().manual_seed(_SEED)
     for index, step in enumerate(way.steps):  # as the scheduler will draw them
         if step.needs_noise:
             inputs[f"noise.{index}"] = torch.randn(inputs["latents"].shape, generator=generator).numpy()
-    inputs["pixels"] = np.clip(normal([_SEED], [int(axis) for axis in parts["vae_encoder"].inputs[0].axes[1:]]), -1, 1)
+    channels = int(pipeline.vae.config.in_channels)
+    inputs["pixels"] = np.clip(normal([_SEED], [channels, settings.height, settings.width]), -1, 1)
     with torch.no_grad():
         mean, log_variance = parts["vae_encoder"].module(torch.from_numpy(inputs["pixels"]))
     outputs = {"mean": mean.numpy(), "log_variance": log_variance.numpy()} | _encoded(pipeline)

@@ -27,11 +27,15 @@ _EXPECTED = 'say them in `inputs`, for example "sample float32[batch, 3, 32, 32]
 
 def export(request: Request, progress: Progress) -> TensorExportReport:
     """Export a diffusion model to a bundle: see `edgegen.export.assemble.export_model`."""
+    from edgegen.export.families.diffusers_model import build as build_pipeline
+    from edgegen.export.families.diffusers_unet import build as build_unet
+    from edgegen.export.sources.diffusers import DiffusersDirectory
+    from edgegen.export.sources.diffusers_single import UnetModules
+
+    if isinstance(request.source, UnetModules):
+        return export_model(request, build_unet(request.source), progress)
     if isinstance(request.source, Modules):
         return export_model(request, build(request.source), progress)
-    from edgegen.export.families.diffusers_model import build as build_pipeline
-    from edgegen.export.sources.diffusers import DiffusersDirectory
-
     if not isinstance(request.source, DiffusersDirectory):
         raise ExportError(f"{request.name} is no diffusion model; give a recipe with a denoiser, or a diffusers directory")
     progress("load", 0.0)
@@ -56,13 +60,13 @@ def build(source: Modules) -> Model:
     for name, module in modules.items():
         inputs = source.inputs.get(name) or (source.inputs.get("", ()) if name == "denoiser" else ())
         outputs = source.outputs.get(name) or (source.outputs.get("", ()) if name == "denoiser" else ())
-        parts[name] = Part(module, inputs, outputs or _usual_outputs(name, inputs))
+        parts[name] = Part(module, inputs, outputs or _usual_outputs(name, inputs), source.steps)
     _check(parts)
     settings = _settings(source.settings, parts["denoiser"], axes)
     pipeline_on_torch(parts, settings, axes)  # it refuses what does not go together
 
     def reference() -> tuple[Tensors, Tensors]:
-        inputs = _recorded_inputs(parts, settings, axes)
+        inputs = recorded_inputs(parts, settings, axes)
         return inputs, dict(pipeline_on_torch(parts, settings, axes).replay(inputs))
 
     return Model("diffusion", parts, axes, settings, reference)
@@ -119,7 +123,8 @@ def pipeline_on_torch(
     return Diffusion(sessions, settings, dict.fromkeys(parts, axes), tokenizers)
 
 
-def _recorded_inputs(parts: Mapping[str, Part], settings: DiffusionSettings, axes: Mapping[str, Axis]) -> Tensors:
+def recorded_inputs(parts: Mapping[str, Part], settings: DiffusionSettings, axes: Mapping[str, Axis]) -> dict[str, Tensor]:
+    """What the proof replays: noise, conditions and pixels, for the usual sizes."""
     spec = parts["denoiser"].inputs[0]
     count = min(2, axes["batch"].max) if "batch" in axes else 1
     shape = usual_sizes(spec, axes)[1:]

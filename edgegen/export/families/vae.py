@@ -1,6 +1,7 @@
 """The export half of variational autoencoders, plain autoencoders, and those whose latents are codes (VQ-VAE)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from edgegen.errors import ExportError
 from edgegen.export.assemble import export_model
-from edgegen.export.parts import Model, Modules, Part, example, usual_sizes
+from edgegen.export.parts import Model, Modules, Part, check_steps, example, usual_sizes, with_numbers
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
 from edgegen.pipelines.vae import VaeSettings, drawn
@@ -29,19 +30,28 @@ def build(source: Modules) -> Model:
 
     The source has the modules `encoder` (image -> mean, log-variance; or mean alone, or int64 codes) and `decoder` (latent or
     codes -> image), or `decoder` alone, or one module with the methods `encode` and `decode`: a VAE as it is usually written,
-    or diffusers' AutoencoderKL and VQModel. Outputs, and the decoder's input, are found by running it where they are not given.
+    or diffusers' AutoencoderKL, AutoencoderTiny and VQModel. Outputs, and the decoder's input, are found by running it where
+    they are not given.
 
     Raises ExportError where it lacks what a VAE needs.
     """
+    if source.kind == "diffusers":
+        source = with_numbers(source, ("height", "width"))
+    check_steps(source.axes, source.steps)
     modules, settings = _graphs(source)
     axes = {"batch": Axis(1, 1, 16)} | dict(source.axes)
     parts: dict[str, Part] = {}
     if "encoder" in modules:
         inputs = _inputs(source, "encoder", "image", settings)
-        parts["encoder"] = _part("encoder", modules["encoder"], inputs, source.outputs.get("encoder", ()), axes)
+        part = _part("encoder", modules["encoder"], inputs, source.outputs.get("encoder", ()), axes)
+        parts["encoder"] = replace(part, steps=source.steps)
     inputs = source.inputs.get("decoder", ()) or _latent_of(parts.get("encoder"), settings, axes)
     parts["decoder"] = _part("decoder", modules["decoder"], inputs, source.outputs.get("decoder", ()), axes)
     settings = _complete(parts, settings, axes)
+    used = {axis for part in parts.values() for spec in (*part.inputs, *part.outputs) for axis in spec.axes}
+    if unknown := sorted(source.axes.keys() - used):
+        there = ", ".join(sorted(axis for axis in used if isinstance(axis, str)))
+        raise ExportError(f"no tensor has an axis named {unknown[0]}; there are {there or 'none'}")
     return Model("vae", parts, axes, settings, lambda: _reference(parts, settings, axes))
 
 
@@ -55,7 +65,9 @@ class _Encode(torch.nn.Module):
     def forward(self, *arguments: torch.Tensor) -> Any:
         made = self.whole.encode(*arguments)
         posterior = getattr(made, "latent_dist", None)  # of diffusers' AutoencoderKL
-        return made if posterior is None else (posterior.mean, posterior.logvar)
+        if posterior is not None:
+            return posterior.mean, posterior.logvar
+        return getattr(made, "latents", made)  # of its AutoencoderTiny
 
 
 class _Decode(torch.nn.Module):

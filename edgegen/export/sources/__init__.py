@@ -4,6 +4,7 @@ To add a format: a module with `open_checkpoint(path, weights) -> Checkpoint`, a
 """
 
 import importlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgegen.errors import SourceError
-from edgegen.export.sources.base import PICKLES, Checkpoint, refuse_pickle
+from edgegen.export.sources.base import PICKLES, Checkpoint, read_bounded, refuse_pickle
 
-__all__ = ["SOURCES", "Checkpoint", "open_source", "source_kind"]
+__all__ = ["SOURCES", "Checkpoint", "class_of_diffusers", "open_source", "source_kind"]
 
 # huggingface_hub reads it once, when it is imported: a source is what lies on this machine, nothing is fetched.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +24,7 @@ SOURCES: Mapping[str, str] = {  # kind: its opener
     "huggingface": "edgegen.export.sources.huggingface:open_checkpoint",
     "gguf": "edgegen.export.sources.gguf:open_checkpoint",
     "diffusers": "edgegen.export.sources.diffusers:open_checkpoint",
+    "diffusers_single": "edgegen.export.sources.diffusers_single:open_checkpoint",
     "onnx": "edgegen.export.sources.onnx:open_checkpoint",
     "function": "edgegen.export.sources.module:open_function",
 }
@@ -66,17 +68,27 @@ def source_kind(source: str) -> str:
     suffix = path.suffix.lower()
     if path.is_file() and suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
-    if path.is_dir() and (path / "config.json").is_file():
-        return "huggingface"
     if path.is_dir() and (path / "model_index.json").is_file():
         return "diffusers"
+    if path.is_dir() and (path / "config.json").is_file():
+        return "diffusers_single" if class_of_diffusers(path) else "huggingface"
     if path.is_file() and suffix in PICKLES:
         refuse_pickle(path)
-    there = "a directory without config.json" if path.is_dir() else f"a {suffix or 'nameless'} file"
+    there = "a directory without config.json or model_index.json" if path.is_dir() else f"a {suffix or 'nameless'} file"
     raise SourceError(
         f"{source} is {there}; give a recipe.py, package.module:function, a Hugging Face directory with config.json, "
-        "or a .gguf or .onnx file"
+        "a diffusers directory, or a .gguf or .onnx file"
     )
+
+
+def class_of_diffusers(path: Path) -> str | None:
+    """The class that a directory's config.json names, as the diffusers library writes it; None where another wrote it."""
+    try:
+        config = json.loads(read_bounded(path / "config.json"))
+    except (SourceError, ValueError, RecursionError):
+        return None  # whoever opens it says what is wrong
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _not_there(source: str) -> str:

@@ -1,17 +1,20 @@
 """Directories of the diffusers library: `model_index.json` and a folder for each component, weights in safetensors."""
 
-import contextlib
 import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgegen.errors import SourceError
-from edgegen.export.sources.base import PICKLES, file_sha256, quiet, read_bounded, reading, refuse_pickle
-from edgegen.export.sources.huggingface import _licence
+from edgegen.errors import InputError, SourceError
+from edgegen.export.parts import Modules, parse_axis
+from edgegen.export.sources.base import file_sha256, reading
+from edgegen.export.sources.diffusers_files import check_weights, licence, load_module, quiet_diffusers, read_json
+from edgegen.export.sources.diffusers_single import UNCONDITIONAL, open_unconditional
+from edgegen.tensors import Axis
+
+if TYPE_CHECKING:
+    from edgegen.export.declare import Declared
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
 # The last but one holds the safety checker, which is left out.
@@ -23,7 +26,8 @@ _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 class DiffusersDirectory:
     """A pipeline as its publisher saved it, its weights not yet in memory; `load` gives it in float32 on the CPU.
 
-    `pipeline` is the name of its class; `sha256` is over the sha256sum listing of the weight files, by path.
+    `pipeline` is the name of its class; `sha256` is over the sha256sum listing of the weight files, by path. `axes` are bounds
+    that the user gave: of the batch, and of the images' height and width in pixels, which else have one size.
     """
 
     kind: str
@@ -32,40 +36,56 @@ class DiffusersDirectory:
     sha256: str
     licence: str
     load: Callable[[], Any] = field(repr=False)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+
+    def declare(self, declared: "Declared") -> "DiffusersDirectory":
+        """The same with the options --axis. InputError where there are others, or axes that its images do not have."""
+        if declared.inputs or declared.outputs or declared.settings:
+            raise InputError(f"{self.name} is a diffusers directory, which says its tensors itself: it takes --axis alone")
+        axes = dict(map(parse_axis, declared.axes))
+        if unknown := sorted(axes.keys() - {"batch", "height", "width"}):
+            raise InputError(f"no tensor has an axis named {unknown[0]}; there are batch, height, width (in pixels)")
+        return replace(self, axes={**self.axes, **axes})
 
 
-def open_checkpoint(path: Path, weights: Path | None) -> DiffusersDirectory:
+def open_checkpoint(path: Path, weights: Path | None) -> DiffusersDirectory | Modules:
     """Open the directory at `path`. SourceError where it is damaged, of another kind, or not to be trusted."""
     if weights is not None:
         raise SourceError(f"{path} is a diffusers directory with weights for each component; --checkpoint does not go with it")
-    index = _index(path / "model_index.json")
-    pipeline = str(index.get("_class_name"))
-    if pipeline not in PIPELINES:
-        raise SourceError(f"{path} holds a {pipeline}; edgegen exports {', '.join(PIPELINES)}")
-    foreign = [
-        name for name, entry in index.items() if isinstance(entry, list) and (len(entry) != 2 or entry[0] not in _LIBRARIES)
-    ]
+    index = read_json(path / "model_index.json")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str):
+        raise SourceError(f"{path} is a pipeline with code of its own ({pipeline}), which edgegen does not run")
+    if pipeline not in (*PIPELINES, *UNCONDITIONAL):
+        raise SourceError(f"{path} holds a {pipeline}; edgegen exports {', '.join((*PIPELINES, *UNCONDITIONAL))}")
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    foreign = [name for name, entry in entries.items() if len(entry) != 2 or entry[0] not in _LIBRARIES]
     if foreign:
         raise SourceError(f"{path}: {foreign[0]} brings code of its own ({index[foreign[0]]}), which edgegen does not run")
-    absent = [name for name, entry in index.items() if entry == [None, None]]
-    files = sorted(path.glob("*/*.safetensors"))
-    if not files:
-        for pickle in (file for file in sorted(path.glob("*/*")) if file.suffix in PICKLES):
-            refuse_pickle(pickle)
-        raise SourceError(f"{path} has no safetensors; edgegen reads weights in safetensors only")
+    if pipeline in UNCONDITIONAL:
+        return open_unconditional(path, pipeline)
+    files = _weights(path, entries)
     return DiffusersDirectory(
-        "diffusers", path.resolve().name, pipeline, _sha256(path, files), _licence(path), lambda: _load(path, pipeline, absent)
+        "diffusers", path.resolve().name, pipeline, _sha256(path, files), licence(path), lambda: _load(path, pipeline, entries)
     )
 
 
-def _index(file: Path) -> dict[str, Any]:
-    try:
-        index = json.loads(read_bounded(file))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{file} is not JSON: {error}") from error
-    if not isinstance(index, dict):
-        raise SourceError(f"{file} is not a JSON object")
-    return index
+def _weights(path: Path, entries: Mapping[str, list[Any]]) -> list[Path]:
+    """All safetensors, checked. SourceError where a component is missing or has none."""
+    for name, (library, kind) in entries.items():
+        folder = path / name
+        if library is None or name in _LEFT_OUT:
+            continue
+        if not folder.is_dir():
+            raise SourceError(f"{path} has no folder {name} with the {kind} that its model_index.json names; fetch it whole")
+        if (folder / "config.json").is_file():
+            check_weights(folder)
+    files = sorted(path.glob("*/*.safetensors"))
+    if not files:
+        for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
+            check_weights(folder)
+        raise SourceError(f"{path} has no safetensors; edgegen reads weights in safetensors only")
+    return files
 
 
 def _sha256(path: Path, files: list[Path]) -> str:
@@ -73,36 +93,20 @@ def _sha256(path: Path, files: list[Path]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def _load(path: Path, pipeline: str, absent: list[str]) -> Any:
+def _load(path: Path, pipeline: str, entries: Mapping[str, list[Any]]) -> Any:
     import diffusers
     import torch
 
-    options: dict[str, Any] = dict.fromkeys(absent)  # else the library takes them for missing
+    # None for what is absent, else the library takes it for missing; modules one by one, else it fills in what they lack.
+    options: dict[str, Any] = dict.fromkeys(name for name, entry in entries.items() if entry == [None, None])
     if pipeline == "StableDiffusionPipeline":
         options |= dict.fromkeys(_LEFT_OUT) | {"requires_safety_checker": False}
+    for name, (library, kind) in entries.items():
+        if name not in options and (path / name / "config.json").is_file():
+            options[name] = load_module(path / name, library, kind)
     with reading(path), quiet_diffusers():
         loaded = getattr(diffusers, pipeline).from_pretrained(
             path, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, **options
         )
-    for component in loaded.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(False)
     loaded.set_progress_bar_config(disable=True)
     return loaded
-
-
-@contextlib.contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Run diffusers without its bars, hints and deprecations: what matters is told by edgegen."""
-    from diffusers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
