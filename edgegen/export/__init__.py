@@ -97,22 +97,30 @@ def _usual_family(source: str, kind: str, families: Mapping[str, str]) -> str:
 
 
 def _declared(opened: Any, family: str, *options: Sequence[str]) -> Any:
-    """The source with what was declared of it; only modules of one's own have tensors to declare."""
+    """The source with what was declared of it: modules have tensors to declare, a diffusers directory bounds of axes."""
     from edgegen.export.declare import Declared, declare
     from edgegen.export.parts import Modules
 
     declared = Declared(*options)
+    reads = _reader_of(opened)
+    if reads is not None and family != reads:
+        kind = "a diffusers directory" if opened.kind == "diffusers" else "a language model's checkpoint"
+        alone = "; to export its VAE alone, give its folder vae" if hasattr(opened, "declare") and family == "vae" else ""
+        raise InputError(f"{opened.name} is {kind}, which the family {reads} reads, not {family}{alone}")
     if isinstance(opened, Modules):
         if family == "decoder_lm":
             raise InputError(f"{opened.name} is a module, and the family decoder_lm reads language models' checkpoints alone")
         return declare(opened, declared, family)
-    reads = "diffusion" if opened.kind == "diffusers" else "decoder_lm"
-    if family != reads:
-        what = f"a {opened.pipeline} of diffusers" if reads == "diffusion" else "a language model's checkpoint"
-        alone = "; to export its VAE alone, give its folder vae" if (reads, family) == ("diffusion", "vae") else ""
-        raise InputError(f"{opened.name} is {what}, which the family {reads} reads, not {family}{alone}")
-    if declared and reads == "diffusion":
+    if declared and hasattr(opened, "declare"):
         return opened.declare(declared)
     if declared:
         raise InputError(f"--input, --returns, --axis and --setting are for modules and ONNX files; {opened.name} is neither")
     return opened
+
+
+def _reader_of(opened: Any) -> str | None:
+    """The only family that reads such a source; None where others may."""
+    if hasattr(opened, "modules"):
+        single = "diffusion" if "denoiser" in opened.modules else "vae"
+        return single if opened.kind == "diffusers" else None
+    return "diffusion" if opened.kind == "diffusers" else "decoder_lm"

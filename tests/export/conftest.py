@@ -31,24 +31,27 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def captured_once():
-    """Modules that differ in nothing are captured only the first time: tiny pipelines share encoders and VAEs."""
+def _captured():
+    return {}
+
+
+@pytest.fixture
+def captured_once(_captured, monkeypatch):
+    """Modules of the same build and weights are captured only the first time: tiny pipelines share encoders and VAEs."""
     from edgegen.export import assemble
 
-    capture, known = assemble.capture_part, {}
+    capture = assemble.capture_part
 
     def remember(name, part, axes):
         weights = tuple(tensor.numpy().tobytes() for tensor in part.module.state_dict().values())
         said = sorted((key, value) for key, value in vars(part.module).items() if isinstance(value, int | str))
         used = {axis: axes[axis] for spec in part.inputs for axis in spec.axes if isinstance(axis, str)}
         key = (repr(part.module), str(said), weights, part.inputs, part.outputs, str(part.steps), str(used))
-        if key not in known:
-            known[key] = capture(name, part, axes)
-        return known[key].clone()
+        if key not in _captured:
+            _captured[key] = capture(name, part, axes)
+        return _captured[key].clone()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "capture_part", remember)
-        yield
+    monkeypatch.setattr(assemble, "capture_part", remember)
 
 
 RECIPE = Path(__file__).parents[2] / "export" / "smollm2_135m.py"

@@ -91,7 +91,7 @@ def test_without_axes_the_images_have_the_size_that_the_directory_names(director
         ({"axes": ["height=8..18..30"]}, r"height takes multiples of 4 alone, not 8\.\.18\.\.30; give --axis height="),
         ({"axes": ["depth=8..16"]}, "no tensor has an axis named depth; there are batch, height, width"),
         ({"inputs": ["z float32[batch, 3]"]}, "takes --axis alone"),
-        ({"family": "gan"}, "is a StableDiffusionPipeline of diffusers, which the family diffusion reads, not gan"),
+        ({"family": "gan"}, "is a diffusers directory, which the family diffusion reads, not gan"),
         ({"family": "decoder_lm"}, "which the family diffusion reads, not decoder_lm"),
         ({"family": "vae"}, "to export its VAE alone, give its folder vae"),
     ],

@@ -199,11 +199,13 @@ def test_what_cannot_be_read_is_one_line(unconditional, tmp_path):
         damaged(unconditional, tmp_path, "scheduler/scheduler_config.json", lambda c: c | {"_class_name": "TheirScheduler"}),
         "of a TheirScheduler, which the installed diffusers does not know",
     )
-    refused(str(unet), r"a VAE has the graphs encoder.*denoiser", family="vae")
-    refused(str(unet), "reads language models", family="decoder_lm")
+    refused(str(unet), "which the family diffusion reads, not vae", family="vae")
+    refused(str(unet), "which the family diffusion reads, not decoder_lm", family="decoder_lm")
     refused(str(unet), "--checkpoint does not go with it", checkpoint=unet / "diffusion_pytorch_model.safetensors")
     place = saved(tmp_path / "vae", vae())
     refused(str(place), "no tensor has an axis named depth; there are batch", axes=["depth=3"])
+    refused(str(place), "vae is a diffusers directory, which the family vae reads, not gan", family="gan")
+    refused(str(place), "which the family vae reads, not diffusion", family="diffusion")
     refused(damaged(place, tmp_path, "config.json", lambda c: c | {"latents_mean": [0.0] * 4}), "latents_mean")
     weights = place / "diffusion_pytorch_model.safetensors"
     weights.rename(place / "diffusion_pytorch_model.bin")

@@ -94,6 +94,14 @@ def test_options_of_modules_are_refused_where_there_are_none(tmp_path: Path):
         export(str(make_tiny("llama", tmp_path / "llama")), tmp_path / "x.bundle", axes=["batch=1"])
 
 
+@pytest.mark.parametrize("family", ["gan", "vae", "diffusion", "features"])
+def test_families_of_images_refuse_a_language_model(family: str, tmp_path: Path):
+    from tiny_models import make_tiny
+
+    with pytest.raises(InputError, match=f"is a language model's checkpoint, which the family decoder_lm reads, not {family}"):
+        export(str(make_tiny("llama", tmp_path / "llama")), tmp_path / "x.bundle", family=family)
+
+
 def test_tensors_are_read_by_graph_and_axes_in_three_forms():
     found = parse_named(
         ("mapping: z float32[batch, 512]", "synthesis: w float32[batch, 4, 8]", "synthesis: noise.0 float32[1]")
