@@ -172,11 +172,14 @@ def bounds_for(
     return axes
 
 
-def check_steps(axes: Mapping[str, Axis], steps: Mapping[str, int]) -> None:
-    """Raise InputError where an axis of more than one size has bounds that are no multiples of its step."""
-    for name, step in steps.items():
-        sizes = axes.get(name, Axis(1, 1, 1))
-        if sizes.min != sizes.max and any(size % step for size in (sizes.min, sizes.opt, sizes.max)):
+def check_steps(axes: Mapping[str, Axis], steps: Mapping[str, int], least: int = 1) -> None:
+    """Raise InputError where the bounds of an axis are no multiples of its step; of `least`, where it has one size alone."""
+    for name, usual in steps.items():
+        sizes = axes.get(name)
+        if sizes is None:
+            continue
+        step = usual if sizes.min != sizes.max else least
+        if any(size % step for size in (sizes.min, sizes.opt, sizes.max)):
             raise InputError(
                 f"the axis {name} takes multiples of {step} alone, not {sizes.min}..{sizes.opt}..{sizes.max}; give "
                 f"--axis {name}=LEAST..USUAL..MOST in multiples of {step}"

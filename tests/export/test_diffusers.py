@@ -89,6 +89,7 @@ def test_without_axes_the_images_have_the_size_that_the_directory_names(director
     ("options", "said"),
     [
         ({"axes": ["height=8..18..30"]}, r"height takes multiples of 4 alone, not 8\.\.18\.\.30; give --axis height="),
+        ({"axes": ["height=17"]}, r"height takes multiples of 2 alone, not 17\.\.17\.\.17"),
         ({"axes": ["depth=8..16"]}, "no tensor has an axis named depth; there are batch, height, width"),
         ({"inputs": ["z float32[batch, 3]"]}, "takes --axis alone"),
         ({"family": "gan"}, "is a diffusers directory, which the family diffusion reads, not gan"),

@@ -203,6 +203,7 @@ def test_what_cannot_be_read_is_one_line(unconditional, tmp_path):
     refused(str(unet), "which the family diffusion reads, not decoder_lm", family="decoder_lm")
     refused(str(unet), "--checkpoint does not go with it", checkpoint=unet / "diffusion_pytorch_model.safetensors")
     place = saved(tmp_path / "vae", vae())
+    refused(str(place), "height takes multiples of 2 alone, not 17", axes=["height=17", "width=16"])
     refused(str(place), "no tensor has an axis named depth; there are batch", axes=["depth=3"])
     refused(str(place), "vae is a diffusers directory, which the family vae reads, not gan", family="gan")
     refused(str(place), "which the family vae reads, not diffusion", family="diffusion")

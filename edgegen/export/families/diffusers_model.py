@@ -80,7 +80,7 @@ def build(source: DiffusersDirectory) -> Model:
     pipeline = source.load()
     anatomy = _ANATOMIES[source.pipeline](pipeline)
     factor = int(pipeline.vae_scale_factor)
-    check_steps(source.axes, dict.fromkeys(_SIDES, anatomy.step * factor))
+    check_steps(source.axes, dict.fromkeys(_SIDES, anatomy.step * factor), least=factor)
     height, width = (source.axes[name].opt // factor if name in source.axes else None for name in _SIDES)
     anatomy = replace(anatomy, side=(height or anatomy.side[0], width or anatomy.side[1]))
     settings = _settings(pipeline, anatomy)

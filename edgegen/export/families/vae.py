@@ -35,9 +35,9 @@ def build(source: Modules) -> Model:
 
     Raises ExportError where it lacks what a VAE needs.
     """
+    check_steps(source.axes, source.steps, least=max(source.steps.values(), default=1))
     if source.kind == "diffusers":
         source = with_numbers(source, ("height", "width"))
-    check_steps(source.axes, source.steps)
     modules, settings = _graphs(source)
     axes = {"batch": Axis(1, 1, 16)} | dict(source.axes)
     parts: dict[str, Part] = {}
