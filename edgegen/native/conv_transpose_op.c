@@ -7,7 +7,7 @@
 #include "operators.h"
 
 enum { MAX_KERNEL = 64, MAX_SIZE = 1 << 20, MAX_ROWS_OF_OUTPUT = 1 << 28, KEPT_BYTES = 8 << 20, FEW = 8, GROUP = 2 };
-enum { PRODUCTS_EACH = 1 << 20, FLOATS_EACH = 16 << 10, MAX_BANDS = 256 };  // of one piece of work: some ten microseconds
+enum { PRODUCTS_EACH = 1 << 20, FLOATS_EACH = 16 << 10, ENOUGH = 64 };  // of one piece of work; pieces
 
 typedef struct {
   int size, stride, before, after, more;  // of the kernel; padding on both sides; output that is added at the end
@@ -115,7 +115,7 @@ typedef struct {
   int images, height, width, rows, columns;  // of input; of output
   int is_point;                              // one pixel of input: each output pixel has one tap, and is a phase of its own
   int phases_down, phases_across;
-  int top, left;                             // zeros around the input
+  int top, left, behind;                     // zeros around the input
   size_t padded_height, padded_width;
   Phase *phases;       // [phases_down, phases_across]
   ptrdiff_t *offsets;  // of all taps
@@ -125,7 +125,7 @@ typedef struct {
 
 // How many pixels a phase has, and from which to which pixel of the input (counted from 0) it reaches.
 static int pixels_of(int phase, int phases, int size) { return size > phase ? (size - phase + phases - 1) / phases : 0; }
-static void find_padding(const Direction *d, int input, int output, int *before, size_t *padded) {
+static void find_padding(const Direction *d, int input, int output, int *before, int *after) {
   int lowest = 0, highest = input - 1;
   for (int phase = 0; phase < d->stride; phase++) {
     const int shift = (phase + d->before) / d->stride, taps = taps_of(d, (phase + d->before) % d->stride);
@@ -135,7 +135,7 @@ static void find_padding(const Direction *d, int input, int output, int *before,
     highest = high > highest ? high : highest;
   }
   *before = -lowest;
-  *padded = (size_t)(highest - lowest + 1);
+  *after = highest - (input - 1);
 }
 
 static OrtStatus *measure(Run *r, const Array *input) {
@@ -156,8 +156,12 @@ static OrtStatus *measure(Run *r, const Array *input) {
   r->phases_across = r->is_point ? r->columns : a->stride;
   r->padded_height = r->padded_width = 1;
   if (!r->is_point) {
-    find_padding(d, r->height, r->rows, &r->top, &r->padded_height);
-    find_padding(a, r->width, r->columns, &r->left, &r->padded_width);
+    int bottom, right;
+    find_padding(d, r->height, r->rows, &r->top, &bottom);
+    find_padding(a, r->width, r->columns, &r->left, &right);
+    r->padded_height = (size_t)r->top + r->height + bottom;
+    r->padded_width = (size_t)r->width + (r->left > right ? r->left : right);  // what is behind a row is also before the next
+    r->behind = right + SLACK;
   }
   return NULL;
 }
@@ -193,15 +197,27 @@ static void plan(Run *r) {
 static void copy_piece(void *work, size_t piece) {
   const Run *r = work;
   const size_t inputs = (size_t)r->op->inputs, wide = r->padded_width, rows = r->padded_height * (size_t)r->images;
-  const size_t plane = (size_t)r->height * r->width, bytes = sizeof(float) * r->width;
+  const size_t width = (size_t)r->width, plane = r->height * width;
   for (size_t row = rows * piece / r->copies; row < rows * (piece + 1) / r->copies; row++) {
     float *to = r->padded + row * inputs * wide;
     const int y = (int)(row % r->padded_height) - r->top;
-    const int is_there = y >= 0 && y < r->height;
-    if (!is_there || wide > (size_t)r->width) memset(to, 0, sizeof(float) * inputs * wide);
-    if (!is_there) continue;
+    if (y < 0 || y >= r->height) {
+      memset(to, 0, sizeof(float) * inputs * wide);
+      continue;
+    }
     const float *from = r->input + row / r->padded_height * inputs * plane + (size_t)y * r->width;
-    for (size_t i = 0; i < inputs; i++) memcpy(to + i * wide + r->left, from + i * plane, bytes);
+    size_t i = 0;
+    memset(to, 0, sizeof(float) * r->left);
+    to += r->left;
+    // Sixteen at a time, also where fewer are left: what that writes too far, the next channel writes again.
+    for (; (inputs - 1 - i) * (wide < plane ? wide : plane) >= TILE; i++, to += wide, from += plane) {
+      for (size_t j = 0; j < width; j += TILE) memcpy(to + j, from + j, sizeof(float) * TILE);
+      for (size_t j = width; j < wide; j += TILE) memset(to + j, 0, sizeof(float) * TILE);
+    }
+    for (; i < inputs; i++, to += wide, from += plane) {
+      memcpy(to, from, sizeof(float) * width);
+      memset(to + width, 0, sizeof(float) * (wide - width - (i + 1 < inputs ? 0 : r->left)));
+    }
   }
 }
 
@@ -230,10 +246,9 @@ static void divide(Run *r) {
   const int all = r->images * pixels_of(0, r->phases_down, r->rows);
   const double products = (double)r->images * r->height * r->width * op->down.size * op->across.size * op->inputs * op->outputs;
   r->groups = (op->tiles + GROUP - 1) / GROUP;
-  const double wanted = products / PRODUCTS_EACH / ((double)r->groups * r->phases_down);
-  double bands = wanted < 1 ? 1 : wanted > MAX_BANDS ? MAX_BANDS : wanted;
-  if (bands > all) bands = all;
-  r->rows_each = (int)((all + bands - 1) / bands);
+  const double wanted = products / PRODUCTS_EACH < ENOUGH ? products / PRODUCTS_EACH : ENOUGH;  // each reads its weights again
+  const int bands = 1 + (int)(wanted / ((double)r->groups * r->phases_down));
+  r->rows_each = (all + bands - 1) / bands;
   if (r->rows_each > 4) r->rows_each = (r->rows_each + 3) / 4 * 4;
   r->bands = (all + r->rows_each - 1) / r->rows_each;
   const double floats = (double)r->images * r->padded_height * r->padded_width * op->inputs;
@@ -268,13 +283,14 @@ static OrtStatus *convolve(ConvTranspose *op, OrtKernelContext *context, Run *r)
   bytes += sizeof(ptrdiff_t) * (area > phases ? area : phases);
   const size_t bias_at = bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   const size_t padded_at = bytes += sizeof(float) * op->tiles * TILE;
-  if (!r->is_point) bytes += sizeof(float) * ((size_t)floats + SLACK);
+  if (!r->is_point) bytes += sizeof(float) * ((size_t)floats + r->behind);
   char *scratch = take_scratch(op, bytes);
   if (!scratch) return no_memory(op->api);
   r->phases = (Phase *)(scratch + phases_at);
   r->offsets = (ptrdiff_t *)(scratch + offsets_at);
   r->full_bias = (float *)(scratch + bias_at);
   r->padded = r->is_point ? (float *)r->input : (float *)(scratch + padded_at);
+  if (!r->is_point) memset(r->padded + (size_t)floats, 0, sizeof(float) * r->behind);
   plan(r);
   divide(r);
   OrtStatus *status = r->is_point ? NULL : run_pieces(op->api, context, copy_piece, r->copies, r);

@@ -12,7 +12,8 @@ enum { WIDE = 2, PIXELS_OF_ONE = 16, PIXELS_OF_TWO = 12, SPANS = 4, FEW_AT_ONCE 
 #else
 enum { WIDE = 1, PIXELS_OF_ONE = 6, PIXELS_OF_TWO = 0, SPANS = 2, FEW_AT_ONCE = 3 };
 #endif
-enum { MAX_ROWS_AT_ONCE = 4, MAX_ALONG = 12, MAX_AT_ONCE = 24 };
+enum { MAX_ROWS_AT_ONCE = 4, MAX_ALONG = 12, MAX_AT_ONCE = 24, MAX_BLOCKS = 16, SUMS = 1024 };
+enum { CACHED_FLOATS = 48 << 10, AHEAD = 1 << 10 };  // weights that stay in the second-level cache; that are asked for early
 
 INLINE const float *input_row(const Convolution *c, int row) {
   return c->input + (size_t)(row / c->rows) * c->input_image + (size_t)(row % c->rows) * c->input_row;
@@ -42,20 +43,31 @@ INLINE void store_some(float *p, f32x16 v, int count) {
   }
 }
 
-// Sums of `across` rows x `along` pixels of one phase for `tiles` tiles, into vectors of 16 channels: pixel j of a row at
-// sums[j * phases], one row behind the other. The three numbers are constants wherever this is called.
-INLINE void add_up(const Convolution *c, const Phase *p, const float *const *rows, int tile, int tiles, int across, int along,
-                   f32x16 *sums) {
+// Some pixels of some rows: those that are computed at once. `sums` has room for [tiles, across, along * phases] vectors.
+typedef struct {
+  int row, across, pixel, along;
+  f32x16 *sums;
+} Block;
+
+// Adds the taps first .. last of one phase to the sums of a block: vectors of 16 channels, pixel j of a row at sums[j * phases].
+// The three numbers are constants wherever this is called.
+INLINE void add_up(const Convolution *c, const Phase *p, int first, int last, const Block *b, int tile, f32x16 *sums, int tiles,
+                   int across, int along) {
   f32x16 sum[MAX_AT_ONCE];
-  const int count = across * along;
-  for (int i = 0; i < tiles * count; i++) sum[i] = load16(c->bias + (tile + i / count) * TILE);
-  const float *weights = p->weights + (size_t)tile * c->tile_step;
+  const int count = across * along, step = c->phases, room = along * step;
+  if (first)
+    for (int i = 0; i < tiles * count; i++) sum[i] = sums[i / along * room + i % along * step];
+  else
+    for (int i = 0; i < tiles * count; i++) sum[i] = load16(c->bias + (tile + i / count) * TILE);
   const size_t width = c->width, tile_step = c->tile_step;
-  for (int t = 0; t < p->taps; t++) {
+  const float *weights = p->weights + (size_t)tile * tile_step + (size_t)first * c->inputs * TILE;
+  for (int t = first; t < last; t++) {
     const float *x[MAX_ROWS_AT_ONCE];
-    for (int r = 0; r < across; r++) x[r] = rows[r] + p->offsets[t];
+    for (int r = 0; r < across; r++) x[r] = input_row(c, b->row + r) + b->pixel + p->offsets[t];
     for (int i = c->inputs; i; i--, weights += TILE) {
       const f32x16 w = load16(weights), also = tiles > 1 ? load16(weights + tile_step) : w;
+      __builtin_prefetch(weights + AHEAD);  // further than the processor's own looks, which ends with a page
+      if (tiles > 1) __builtin_prefetch(weights + tile_step + AHEAD);
       for (int j = 0; j < count; j++) {
         const f32x16 value = all16(x[j / along][j % along]);
         sum[j] += w * value;
@@ -64,16 +76,15 @@ INLINE void add_up(const Convolution *c, const Phase *p, const float *const *row
       for (int r = 0; r < across; r++) x[r] += width;
     }
   }
-  const int step = c->phases, room = along * step;
   for (int i = 0; i < tiles * count; i++) sums[i / along * room + i % along * step] = sum[i];
 }
 
-typedef void AddUp(const Convolution *c, const Phase *p, const float *const *rows, int tile, f32x16 *sums);
+typedef void AddUp(const Convolution *c, const Phase *p, int first, int last, const Block *b, int tile, f32x16 *sums);
 
-#define ADD_UP(tiles, across, along)                                                                                          \
-  static void add_up_##tiles##_##across##_##along(const Convolution *c, const Phase *p, const float *const *rows, int tile,  \
-                                                  f32x16 *sums) {                                                           \
-    add_up(c, p, rows, tile, tiles, across, along, sums);                                                                   \
+#define ADD_UP(tiles, across, along)                                                                                         \
+  static void add_up_##tiles##_##across##_##along(const Convolution *c, const Phase *p, int first, int last, const Block *b, \
+                                                  int tile, f32x16 *sums) {                                                  \
+    add_up(c, p, first, last, b, tile, sums, tiles, across, along);                                                          \
   }
 #define EACH_1_1(f) f(1, 1, 1) f(1, 1, 2) f(1, 1, 3) f(1, 1, 4) f(1, 1, 5) f(1, 1, 6)
 #define EACH_1_2(f) f(1, 2, 1) f(1, 2, 2) f(1, 2, 3)
@@ -114,32 +125,54 @@ static void write_turned(const Convolution *c, const f32x16 *sums, int count, in
   }
 }
 
-static void write_rows(const Convolution *c, const f32x16 *sums, int tile, int tiles, int row, int across, int room,
-                       int pixel) {
-  const int at = pixel * c->phases, count = c->columns - at < room ? c->columns - at : room;
+static void write_block(const Convolution *c, const Block *b, int tile, int tiles) {
+  const int at = b->pixel * c->phases, room = b->along * c->phases, count = c->columns - at < room ? c->columns - at : room;
+  const f32x16 *sums = b->sums;
   for (int i = 0; i < tiles; i++) {
     const int first = (tile + i) * TILE, channels = c->outputs - first < TILE ? c->outputs - first : TILE;
-    for (int r = 0; r < across; r++, sums += room)
-      write_turned(c, sums, count, channels, output_row(c, row + r) + first * c->plane + at);
+    for (int r = 0; r < b->across; r++, sums += room)
+      write_turned(c, sums, count, channels, output_row(c, b->row + r) + first * c->plane + at);
   }
 }
 
-// Some rows, `across` at once where so many are left, of one or two tiles.
+// All phases of some blocks: as many taps for each, before the next ones, as the second-level cache holds the weights of.
+static void add_blocks(const Convolution *c, const Block *blocks, int count, int tile, int tiles) {
+  const size_t tap_floats = (size_t)tiles * TILE * c->inputs;
+  const int taps_each = count == 1 ? INT32_MAX : tap_floats < CACHED_FLOATS ? (int)(CACHED_FLOATS / tap_floats) : 1;
+  for (int i = 0; i < c->phases; i++) {
+    const Phase *p = &c->phase[i];
+    int first = 0;
+    do {
+      const int last = p->taps - first < taps_each ? p->taps : first + taps_each;
+      for (int j = 0; j < count; j++)
+        add_ups[tiles - 1][blocks[j].across - 1][blocks[j].along](c, p, first, last, &blocks[j], tile, blocks[j].sums + i);
+      first = last;
+    } while (first < p->taps);
+  }
+  for (int j = 0; j < count; j++) write_block(c, &blocks[j], tile, tiles);
+}
+
+// Some rows of one or two tiles.
 static void convolve_tiles(const Convolution *c, int tile, int tiles, int first_row, int last_row) {
   const int pixels = c->phase[0].pixels, most = tiles > 1 ? PIXELS_OF_TWO : PIXELS_OF_ONE;
-  const int widest = most < MAX_ALONG ? most : MAX_ALONG, blocks = (pixels + widest - 1) / widest;
-  const int along = (pixels + blocks - 1) / blocks;
-  f32x16 sums[MAX_AT_ONCE * MAX_PHASES];
+  const int widest = most < MAX_ALONG ? most : MAX_ALONG, in_row = (pixels + widest - 1) / widest;
+  const int along = (pixels + in_row - 1) / in_row;
+  f32x16 sums[SUMS];
+  Block blocks[MAX_BLOCKS];
+  int count = 0, used = 0;
   for (int row = first_row, across; row < last_row; row += across) {
     for (across = MAX_ROWS_AT_ONCE; across > 1 && (across * along > most || across > last_row - row);) across /= 2;
     for (int pixel = 0; pixel < pixels; pixel += along) {
-      const int some = pixels - pixel < along ? pixels - pixel : along;
-      const float *rows[MAX_ROWS_AT_ONCE];
-      for (int r = 0; r < across; r++) rows[r] = input_row(c, row + r) + pixel;
-      for (int i = 0; i < c->phases; i++) add_ups[tiles - 1][across - 1][some](c, &c->phase[i], rows, tile, sums + i);
-      write_rows(c, sums, tile, tiles, row, across, some * c->phases, pixel);
+      const int some = pixels - pixel < along ? pixels - pixel : along, room = tiles * across * some * c->phases;
+      if (count == MAX_BLOCKS || used + room > SUMS) {
+        add_blocks(c, blocks, count, tile, tiles);
+        count = used = 0;
+      }
+      blocks[count++] = (Block){row, across, pixel, some, sums + used};
+      used += room;
     }
   }
+  if (count) add_blocks(c, blocks, count, tile, tiles);
 }
 
 // Sums of `spans` x 16 pixels of one phase for `channels` outputs, into sums[output][span].
