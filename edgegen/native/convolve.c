@@ -13,7 +13,7 @@ enum { WIDE = 2, PIXELS_OF_ONE = 16, PIXELS_OF_TWO = 12, SPANS = 4, FEW_AT_ONCE 
 enum { WIDE = 1, PIXELS_OF_ONE = 6, PIXELS_OF_TWO = 0, SPANS = 2, FEW_AT_ONCE = 3 };
 #endif
 enum { MAX_ROWS_AT_ONCE = 4, MAX_ALONG = 12, MAX_AT_ONCE = 24, MAX_BLOCKS = 16, SUMS = 1024 };
-enum { CACHED_FLOATS = 48 << 10, AHEAD = 1 << 10 };  // weights that stay in the second-level cache; that are asked for early
+enum { CACHED_FLOATS = 48 << 10, AHEAD = 1 << 10 };  // weights that a second-level cache keeps; that are asked for early
 
 INLINE const float *input_row(const Convolution *c, int row) {
   return c->input + (size_t)(row / c->rows) * c->input_image + (size_t)(row % c->rows) * c->input_row;
@@ -186,7 +186,13 @@ INLINE void add_few(const Convolution *c, const Phase *p, const float *const *fr
     for (int s = 0; s < SPANS; s++) x[s] = from[s] + p->offsets[t];
     for (int i = c->inputs; i; i--, weights += c->outputs) {
       f32x16 value[SPANS];
-      for (int s = 0; s < SPANS; s++) value[s] = load16(x[s]), x[s] += c->width;
+      for (int s = 0; s < SPANS; s++) {
+        value[s] = load16(x[s]);
+        x[s] += c->width;
+#if defined(__AVX512F__)
+        __asm__("" : "+v"(value[s]));  // or gcc loads it again for each channel
+#endif
+      }
       for (int k = 0; k < channels; k++)
         for (int s = 0; s < SPANS; s++) sum[k][s] += value[s] * weights[k];
     }
