@@ -69,12 +69,12 @@ def vae(channels=4, **more):
     ).eval()  # fmt: skip
 
 
-def unet(width, **more):
+def unet(width, levels=2, **more):
     torch.manual_seed(2)
     return diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1, attention_head_dim=2,
-        cross_attention_dim=width, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **more,
+        sample_size=8, block_out_channels=(4, 8)[:levels], norm_num_groups=2, layers_per_block=1, attention_head_dim=2,
+        cross_attention_dim=width, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[:levels],
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")[-levels:], **more,
     ).eval()  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def stable_diffusion_xl(folder):
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}
     return diffusers.StableDiffusionXLPipeline(
         vae(), clip_encoder(transformers.CLIPTextModel, tokenizer),
-        clip_encoder(transformers.CLIPTextModelWithProjection, tokenizer), tokenizer, tokenizer, unet(16, **added),
+        clip_encoder(transformers.CLIPTextModelWithProjection, tokenizer), tokenizer, tokenizer, unet(16, 1, **added),
         diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **SCALED), add_watermarker=False,
     )  # fmt: skip
 
