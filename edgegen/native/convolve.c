@@ -15,6 +15,24 @@ enum { WIDE = 1, PIXELS_OF_ONE = 6, PIXELS_OF_TWO = 0, SPANS = 2, FEW_AT_ONCE = 
 enum { MAX_ROWS_AT_ONCE = 4, MAX_ALONG = 12, MAX_AT_ONCE = 24, MAX_BLOCKS = 16, SUMS = 1024 };
 enum { CACHED_FLOATS = 48 << 10, AHEAD = 1 << 10 };  // weights that a second-level cache keeps; that are asked for early
 
+// Sums are held in parts as wide as a register: gcc keeps wider ones in memory.
+#if defined(__AVX512F__)
+enum { PART = 16 };
+#elif defined(__AVX2__)
+enum { PART = 8 };
+#else
+enum { PART = 4 };
+#endif
+enum { PARTS = 16 / PART };
+typedef float part __attribute__((vector_size(4 * PART)));
+
+INLINE part load_part(const float *p) {
+  part v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE part all_part(float x) { return x - (part){0}; }
+
 INLINE const float *input_row(const Convolution *c, int row) {
   return c->input + (size_t)(row / c->rows) * c->input_image + (size_t)(row % c->rows) * c->input_row;
 }
@@ -49,34 +67,36 @@ typedef struct {
   f32x16 *sums;
 } Block;
 
-// Adds the taps first .. last of one phase to the sums of a block: vectors of 16 channels, pixel j of a row at sums[j * phases].
+// Adds the taps first .. last of one phase to the sums of a block: vectors of 16 channels, a pixel every `phases` of them.
 // The three numbers are constants wherever this is called.
 INLINE void add_up(const Convolution *c, const Phase *p, int first, int last, const Block *b, int tile, f32x16 *sums, int tiles,
                    int across, int along) {
-  f32x16 sum[MAX_AT_ONCE];
+  part sum[MAX_AT_ONCE][PARTS];
   const int count = across * along, step = c->phases, room = along * step;
-  if (first)
-    for (int i = 0; i < tiles * count; i++) sum[i] = sums[i / along * room + i % along * step];
-  else
-    for (int i = 0; i < tiles * count; i++) sum[i] = load16(c->bias + (tile + i / count) * TILE);
+  for (int i = 0; i < tiles * count; i++) {
+    const float *from = first ? (const float *)&sums[i / along * room + i % along * step] : c->bias + (tile + i / count) * TILE;
+    for (int q = 0; q < PARTS; q++) sum[i][q] = load_part(from + q * PART);
+  }
   const size_t width = c->width, tile_step = c->tile_step;
   const float *weights = p->weights + (size_t)tile * tile_step + (size_t)first * c->inputs * TILE;
   for (int t = first; t < last; t++) {
     const float *x[MAX_ROWS_AT_ONCE];
     for (int r = 0; r < across; r++) x[r] = input_row(c, b->row + r) + b->pixel + p->offsets[t];
     for (int i = c->inputs; i; i--, weights += TILE) {
-      const f32x16 w = load16(weights), also = tiles > 1 ? load16(weights + tile_step) : w;
+      part w[2][PARTS];
+      for (int v = 0; v < tiles; v++)
+        for (int q = 0; q < PARTS; q++) w[v][q] = load_part(weights + v * tile_step + q * PART);
       __builtin_prefetch(weights + AHEAD);  // further than the processor's own looks, which ends with a page
       if (tiles > 1) __builtin_prefetch(weights + tile_step + AHEAD);
       for (int j = 0; j < count; j++) {
-        const f32x16 value = all16(x[j / along][j % along]);
-        sum[j] += w * value;
-        if (tiles > 1) sum[count + j] += also * value;
+        const part value = all_part(x[j / along][j % along]);
+        for (int v = 0; v < tiles; v++)
+          for (int q = 0; q < PARTS; q++) sum[v * count + j][q] += w[v][q] * value;
       }
       for (int r = 0; r < across; r++) x[r] += width;
     }
   }
-  for (int i = 0; i < tiles * count; i++) sums[i / along * room + i % along * step] = sum[i];
+  for (int i = 0; i < tiles * count; i++) memcpy(&sums[i / along * room + i % along * step], sum[i], sizeof sum[i]);
 }
 
 typedef void AddUp(const Convolution *c, const Phase *p, int first, int last, const Block *b, int tile, f32x16 *sums);
@@ -177,28 +197,28 @@ static void convolve_tiles(const Convolution *c, int tile, int tiles, int first_
 
 // Sums of `spans` x 16 pixels of one phase for `channels` outputs, into sums[output][span].
 INLINE void add_few(const Convolution *c, const Phase *p, const float *const *from, int first, int channels, f32x16 *sums) {
-  f32x16 sum[FEW_AT_ONCE][SPANS];
+  part sum[FEW_AT_ONCE][SPANS * PARTS];
   for (int k = 0; k < channels; k++)
-    for (int s = 0; s < SPANS; s++) sum[k][s] = all16(c->bias[first + k]);
+    for (int s = 0; s < SPANS * PARTS; s++) sum[k][s] = all_part(c->bias[first + k]);
   const float *weights = p->weights + first;
   for (int t = 0; t < p->taps; t++) {
     const float *x[SPANS];
     for (int s = 0; s < SPANS; s++) x[s] = from[s] + p->offsets[t];
     for (int i = c->inputs; i; i--, weights += c->outputs) {
-      f32x16 value[SPANS];
-      for (int s = 0; s < SPANS; s++) {
-        value[s] = load16(x[s]);
-        x[s] += c->width;
+      part value[SPANS * PARTS];
+      for (int s = 0; s < SPANS * PARTS; s++) {
+        value[s] = load_part(x[s / PARTS] + s % PARTS * PART);
 #if defined(__AVX512F__)
         __asm__("" : "+v"(value[s]));  // or gcc loads it again for each channel
 #endif
       }
       for (int k = 0; k < channels; k++)
-        for (int s = 0; s < SPANS; s++) sum[k][s] += value[s] * weights[k];
+        for (int s = 0; s < SPANS * PARTS; s++) sum[k][s] += value[s] * weights[k];
+      for (int s = 0; s < SPANS; s++) x[s] += c->width;
     }
   }
   for (int k = 0; k < channels; k++)
-    for (int s = 0; s < SPANS; s++) sums[k * SPANS + s] = sum[k][s];
+    memcpy(&sums[k * SPANS], sum[k], sizeof sum[k]);
 }
 
 // Sums of one span, [phases], each as far behind the other as SPANS x FEW_AT_ONCE, to where they belong in a row.
