@@ -40,12 +40,16 @@ _USUAL_CURES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What the exporter found of named axes: those of one size alone, of multiples alone, with other bounds, or equal."""
+    """What the exporter found of named axes: those of one size alone, of multiples alone, with other bounds, or equal.
+
+    `unclear` are those that it rejects without a word of what would do.
+    """
 
     fixed: dict[str, int] = field(default_factory=dict)
     multiples: dict[str, int] = field(default_factory=dict)
     bounds: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
     equal: dict[str, str] = field(default_factory=dict)
+    unclear: tuple[str, ...] = ()
 
 
 def limits_of(said: str, factors: Mapping[str, int]) -> Limits:
@@ -54,7 +58,9 @@ def limits_of(said: str, factors: Mapping[str, int]) -> Limits:
     `factors` has every named axis with the number it was declared a multiple of. For those above 1, and in what it suggests
     itself, the exporter speaks of `_axis`, the multiple's other factor.
     """
-    found = Limits()
+    violated = re.search(r"Constraints violated \(([\w, ]+)\)", said)
+    named = [name.removeprefix("_") for name in violated[1].split(", ")] if violated else []
+    found = Limits(unclear=tuple(name for name in named if name in factors))
     fixes = [line.strip().partition(" = ") for line in said.partition("Suggested fixes:")[2].splitlines()]
     for name, _, value in fixes:
         if (axis := name.removeprefix("_")) not in factors:
@@ -92,6 +98,12 @@ def limits_error(graph: str, limits: Limits, axes: Mapping[str, Axis]) -> Captur
                 f"{graph}: its axis {axis} can be {least} to {most} in one graph, not {given.min} to {given.max}: beyond, the "
                 f"module computes otherwise; give {_option(axis, better)}"
             )
+    for axis in limits.unclear:
+        size = axes[axis].opt
+        return CaptureError(
+            f"{graph}: the exporter cannot tell which sizes of its axis {axis} the module takes; "
+            f"give it one size, {_option(axis, Axis(size, size, size))}"
+        )
     return None
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from edgegen.errors import CaptureError
 from edgegen.export.capture_module import capture_part
+from edgegen.export.explain import limits_error, limits_of
 from edgegen.export.noise import with_noise_inputs
 from edgegen.export.parts import Part, example, parse_spec
 from edgegen.export.prepare import settle
@@ -151,6 +152,16 @@ def test_other_bounds_that_the_module_needs_are_said_with_the_option(module, sha
     with pytest.raises(CaptureError, match=said) as caught:
         capture_part("g", part, {"batch": Axis(*sizes), "width": Axis(1, 8, 16)})
     assert "\n" not in str(caught.value)
+
+
+def test_an_axis_that_the_exporter_rejects_without_a_cure_is_named():
+    """What it says of the encoder of an AutoencoderKL whose sides are not declared as multiples."""
+    said = (
+        "Constraints violated (W)! For more ...\n  - Not all values of W satisfy the generated guard (1 % (8*(W // 8))) != 0."
+    )
+    error = limits_error("encoder", limits_of(said, {"W": 1, "H": 1}), {"W": Axis(256, 512, 768), "H": Axis(256, 512, 768)})
+    assert "cannot tell which sizes of its axis W the module takes; give it one size, --axis W=512 (in a recipe" in str(error)
+    assert limits_error("encoder", limits_of("no such operator", {"W": 1}), {"W": Axis(256, 512, 768)}) is None
 
 
 @pytest.mark.parametrize(
