@@ -1,4 +1,4 @@
-"""Any number of images through a graph that was exported for some: split, filled up, and copied out."""
+"""Any number of images through a graph that was exported for some: split, filled up, and copied out once."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -6,49 +6,66 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from edgegen.backends.base import Session
+from edgegen.errors import InputError
 from edgegen.tensors import Axis, Tensor, Tensors
 
-_MOST = 64  # images at once where no bound is known
+MOST_AT_ONCE = 64  # rows of a run, of a graph that takes more or names no limit: memory grows with them, speed hardly
 
 
 class BatchedGraph:
-    """A session whose first axis counts images. Threads: several may run it; runs take turns.
+    """A session whose inputs all begin with the batch: any number of rows, in runs of sizes that were exported.
+
+    A run takes `least` to `most` of them: the bounds of the batch, the upper one 64 at most unless the lower one is more; 1 to
+    64 where the graph names none. Threads: several may use it; who runs `session` itself holds `lock` till its result is read.
 
     Args:
         session: the graph; the owner closes it.
         axes: bounds of its named axes; unbounded where they are not given.
     """
 
-    def __init__(self, session: Session, axes: Mapping[str, Axis]) -> None:
-        self.session, self.axes = session, axes
-        self._lock = threading.Lock()
-        first = next(iter(session.inputs.values())).axes[0]
-        bounds = Axis(first, first, first) if isinstance(first, int) else axes.get(first, Axis(1, 1, _MOST))
-        self.least, self.most = bounds.min, bounds.max
+    def __init__(self, session: Session, axes: Mapping[str, Axis] | None = None) -> None:
+        self.session, self.axes, self.lock = session, dict(axes or {}), threading.Lock()
+        bounds = self.bounds(next(iter(session.inputs)), 0) or Axis(1, 1, MOST_AT_ONCE)
+        self.least = max(bounds.min, 1)
+        self.most = min(bounds.max, max(self.least, MOST_AT_ONCE))
 
-    def batches(self, count: int) -> Iterator[slice]:
-        """Cut `count` images into batches that fit: as many as the graph was exported for, at most 64."""
-        size = min(self.most, max(self.least, _MOST))
-        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+    def bounds(self, name: str, place: int) -> Axis | None:
+        """Of one axis of an input; None where nothing bounds it."""
+        axis = self.session.inputs[name].axes[place]
+        return Axis(axis, axis, axis) if isinstance(axis, int) else self.axes.get(axis)
 
     def sides(self, name: str) -> tuple[int, int | None]:
         """The least and the most that both of the last two axes of an input may be; None where nothing bounds them."""
-        axes = self.session.inputs[name].axes[-2:]
-        bounds = [Axis(axis, axis, axis) if isinstance(axis, int) else self.axes.get(axis) for axis in axes]
-        least = max((bound.min for bound in bounds if bound is not None), default=1)
-        return least, min((bound.max for bound in bounds if bound is not None), default=None)
+        bounds = [bound for bound in (self.bounds(name, place) for place in (-2, -1)) if bound is not None]
+        least = max((bound.min for bound in bounds), default=1)
+        return least, min((bound.max for bound in bounds), default=None)
 
-    def run(self, feed: Tensors) -> dict[str, Tensor]:
-        """Every output for a feed of any number of images, as copies."""
-        count = len(next(iter(feed.values())))
-        made = [self._run({name: array[part] for name, array in feed.items()}) for part in self.batches(count)]
-        return {name: np.concatenate([part[name] for part in made]) if len(made) > 1 else made[0][name] for name in made[0]}
+    def size(self, asked: int | None = None) -> int:
+        """How many rows run at once: as many as the graph takes, or `asked` where those are fewer. InputError below 1."""
+        if asked is not None and asked < 1:
+            raise InputError(f"batch_size is {asked}; it must be at least 1")
+        return min(asked or self.most, self.most)
 
-    def _run(self, feed: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch; one below the graph's range is filled up with copies, which are dropped again."""
+    def batches(self, count: int, asked: int | None = None) -> Iterator[slice]:
+        """Cut `count` rows into runs of the size that `size` says."""
+        size = self.size(asked)
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+    def run(self, feed: Tensors, asked: int | None = None) -> dict[str, Tensor]:
+        """Every output for a feed of any number of rows, in runs of the size that `size` says; the caller's own."""
         count = len(next(iter(feed.values())))
-        filled = {name: np.ascontiguousarray(array) for name, array in feed.items()}
-        if count < self.least:
-            filled = {name: np.resize(array, (self.least, *array.shape[1:])) for name, array in filled.items()}
-        with self._lock:
-            return {name: array[:count].copy() for name, array in self.session.run(filled).items()}
+        made: dict[str, Tensor] = {}
+        for part in self.batches(count, asked):
+            some = self.filled({name: array[part] for name, array in feed.items()})
+            with self.lock:
+                for name, array in self.session.run(some).items():
+                    if name not in made:
+                        made[name] = np.empty((count, *array.shape[1:]), array.dtype)
+                    made[name][part] = array[: part.stop - part.start]
+        return made
+
+    def filled(self, feed: Tensors) -> dict[str, Tensor]:
+        """A feed as a run takes it: the same arrays where they fit, with copies of their rows where those are too few."""
+        count = len(next(iter(feed.values())))
+        rows = slice(None) if count >= self.least else np.arange(self.least) % count
+        return {name: np.ascontiguousarray(array[rows]) for name, array in feed.items()}

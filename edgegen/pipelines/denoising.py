@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.errors import InputError
+from edgegen.pipelines.autoencoder import WHOLE, Cut
 from edgegen.pipelines.guidance import Floats, Guided
 from edgegen.pipelines.images import Images, normal
 from edgegen.schedules import Trajectory, Walk
@@ -26,6 +27,7 @@ class Job:
         said: the images' parameters.
         conditions, without, guidance, rescale: see `Guided`.
         deadline_s: from the first step.
+        cut: how large a run may be.
         known: clean samples to begin from.
         mask: [1, 1, height, width] of the samples, 1 where they are made anew; `anew` bool [height, width] of the pixels.
         pixels: what stays where nothing is made anew, uint8 [image, height, width, channel].
@@ -42,6 +44,7 @@ class Job:
     guidance: float = 1.0
     rescale: float = 0.0
     deadline_s: float | None = None
+    cut: Cut = WHOLE
     known: Floats | None = None
     mask: Floats | None = None
     anew: NDArray[np.bool_] | None = None

@@ -1,5 +1,6 @@
 """Diffusion models: noise in, images out, step by step; in pixels or in the latent space of a VAE, by class or by text."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
+from edgegen.pipelines.autoencoder import WHOLE, Cut, Decoder, Encoder
 from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
+from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.conditions import Conditions
 from edgegen.pipelines.denoising import Denoising, DenoisingStep, Job, latent_mask
 from edgegen.pipelines.diffusion_settings import DiffusionSettings
-from edgegen.pipelines.guidance import Floats, GraphRunner, Guided
+from edgegen.pipelines.guidance import Floats, Guided
 from edgegen.pipelines.images import Images, normal, pixel_batch, seeds_for
 from edgegen.pipelines.text_conditioning import TextConditioner
 from edgegen.schedules import trajectory
@@ -49,9 +52,10 @@ class Diffusion(Owner):
         tokenizers: Mapping[str, Tokenizer] | None = None,
     ) -> None:
         self.settings = settings
-        self.runners = {name: GraphRunner(session, (axes or {}).get(name)) for name, session in sessions.items()}
+        self.runners = {name: BatchedGraph(session, (axes or {}).get(name)) for name, session in sessions.items()}
         self._check_graphs()
         self._inputs = sessions["denoiser"].inputs
+        self._decoder = self._vae_decoder()
         text = None if settings.text is None else TextConditioner(settings.text, self.runners, tokenizers or {})
         self._conditions = Conditions(self._inputs, settings, text)
 
@@ -68,6 +72,11 @@ class Diffusion(Owner):
             raise BundleError(f"the denoiser takes {sorted(inputs)}; known are {sorted(known)}")
         if ("encoder_hidden_states" in inputs) != bool(text) or ("class_ids" in inputs) != bool(self.settings.classes):
             raise BundleError("the denoiser's conditions are not those of the settings (classes, text); export it again")
+
+    def _vae_decoder(self) -> Decoder | None:
+        if self.settings.latent is None:
+            return None
+        return Decoder(self.runners["vae_decoder"], self.settings.latent.factor, self.settings.pixels)
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Diffusion":
@@ -100,6 +109,9 @@ class Diffusion(Owner):
         strength: float | None = None,
         mask: Any = None,
         latents: Any = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
         deadline_s: float | None = None,
         progress: OnProgress | None = None,
     ) -> Images:
@@ -122,6 +134,10 @@ class Diffusion(Owner):
             strength: how much of it to make anew, above 0 to 1; 0.8 if None, 1 with a mask.
             mask: uint8 [height, width], of `init_image`: white where it is to be made anew. The other pixels stay as they are.
             latents: standard normal noise float32 [image, channel, height, width] of the denoiser, instead of the seeds'.
+            tile: the largest side of a tile, in pixels, that the VAE of a latent model runs: less needs less memory. Images
+                larger than it was exported for always go in tiles.
+            overlap: how many pixels neighbouring tiles share; a quarter of a tile if None.
+            batch_size: at most so many images run at once, each twice with guidance; as many as were exported for, if None.
             deadline_s: looked at after each run of the denoiser. The images are then what the model takes for the finished
                 ones, and `parameters["steps_done"]` says after how many of the steps.
             progress: called with (steps done, all) after each step.
@@ -148,7 +164,7 @@ class Diffusion(Owner):
         if unknown:
             raise InputError(f"no option named {sorted(unknown)[0]!r}; there are {sorted(_OPTIONS)}")
         job = self._plan(**options)
-        return Denoising(job, self._guided(job), self._decode).run()
+        return Denoising(job, self._guided(job), functools.partial(self._decode, cut=job.cut)).run()
 
     def _plan(
         self,
@@ -156,15 +172,18 @@ class Diffusion(Owner):
         count: int | None = None,
         seed: int | Sequence[int] | None = None,
         latents: Any = None,
-        stepper: str | None = None,
-        steps: int | None = None,
         init_image: Any = None,
         mask: Any = None,
-        strength: float | None = None,
-        eta: float = 0.0,
         height: int | None = None,
         width: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
         deadline_s: float | None = None,
+        stepper: str | None = None,
+        steps: int | None = None,
+        strength: float | None = None,
+        eta: float = 0.0,
         **told: Any,
     ) -> Job:
         total = count if count is not None else _how_many(latents, seed, told.get("prompt"), told.get("class_ids"))
@@ -172,24 +191,28 @@ class Diffusion(Owner):
         given = self._given_image(init_image)
         shape = (total, *self._shape(height, width, given))
         noise = normal(seeds, shape[1:]) if latents is None else _latents(latents, shape)
+        cut = self._cut(tile, overlap, batch_size)
         if init_image is None and (mask is not None or strength is not None):
             raise InputError("mask and strength go with init_image, which is not given")
         share = 1.0 if given is None else strength if strength is not None else 0.8 if mask is None else 1.0
-        way = trajectory(
-            self.settings.schedule,
-            stepper or self.settings.stepper,
-            self.settings.steps if steps is None else steps,
-            strength=share,
-            eta=eta,
-            tokens=self._tokens(shape),
-        )
+        stepper, steps = stepper or self.settings.stepper, self.settings.steps if steps is None else steps
+        way = trajectory(self.settings.schedule, stepper, steps, strength=share, eta=eta, tokens=self._tokens(shape))
         conditions, without, scale, rescale = self._conditions.of(total, shape, **told)
-        said = {"steps": steps or self.settings.steps, "stepper": stepper or self.settings.stepper, "guidance": scale}
-        known = None if given is None else self._encode(given, shape)
-        job = Job(
-            way, noise, seeds if latents is None else (), seeds, said, conditions, without, scale, rescale, deadline_s, known
-        )
+        said = {"steps": steps, "stepper": stepper, "guidance": scale}
+        known = None if given is None else self._encode(given, shape, cut)
+        told_seeds = seeds if latents is None else ()
+        job = Job(way, noise, told_seeds, seeds, said, conditions, without, scale, rescale, deadline_s, cut=cut, known=known)
         return job if mask is None or given is None else self._masked(job, given, mask)
+
+    def _cut(self, tile: int | None, overlap: int | None, batch_size: int | None) -> Cut:
+        """How large a run may be; InputError before the first one where it cannot be so."""
+        cut = Cut(tile, overlap, batch_size)
+        self.runners["denoiser"].size(batch_size)
+        if self._decoder is not None:
+            self._decoder.tiling(cut)
+        elif tile is not None or overlap is not None:
+            raise InputError("tile and overlap are for the VAE of a latent model; this one works on pixels, in one piece")
+        return cut
 
     def _given_image(self, image: Any) -> NDArray[np.uint8] | None:
         if image is None:
@@ -218,26 +241,41 @@ class Diffusion(Owner):
                 raise InputError(
                     f"init_image has a {name} of {given.shape[1 + place]} where {pixels} is asked for; scale it first"
                 )
-            sides.append(self.runners["denoiser"].size(2 + place, pixels, factor, name))
+            sides.append(self._side(2 + place, pixels, factor, name))
         channels = self._inputs["sample"].axes[1] if latent is None else latent.channels
         if not isinstance(channels, int):
             raise BundleError("the denoiser's sample has no fixed number of channels; export it again")
         return channels, sides[0], sides[1]
+
+    def _side(self, place: int, pixels: int, factor: int, side: str) -> int:
+        """The size of an axis of the sample for so many pixels, or the graph's own where they are 0.
+
+        Raises InputError where `side` cannot be that long.
+        """
+        bounds, wanted = self.runners["denoiser"].bounds("sample", place), pixels // factor
+        if bounds is None:
+            if not wanted:
+                raise BundleError("the graph does not say how large sample is; export the model again")
+            return wanted
+        size = wanted or bounds.opt
+        if not bounds.min <= size <= bounds.max:
+            least, most = bounds.min * factor, bounds.max * factor
+            sizes = f"{least}" if least == most else f"{least} to {most}"
+            raise InputError(f"{side} is {size * factor} pixels; this model was exported for {sizes}")
+        return size
 
     def _tokens(self, shape: tuple[int, ...]) -> int:
         shift = self.settings.schedule.dynamic_shift
         patch = _PIXELS_OF_A_TOKEN if shift is None else shift.patch
         return (shape[2] // patch) * (shape[3] // patch)
 
-    def _encode(self, pixels: NDArray[np.uint8], shape: tuple[int, ...]) -> Floats:
+    def _encode(self, pixels: NDArray[np.uint8], shape: tuple[int, ...], cut: Cut) -> Floats:
         """Images as clean samples of the denoiser: the mean of what the VAE's encoder gives."""
-        images = self.settings.pixels.from_uint8(pixels)
+        clean = self.settings.pixels.from_uint8(pixels)
         latent = self.settings.latent
-        clean = (
-            images
-            if latent is None
-            else (self.runners["vae_encoder"].run({"image": images})["mean"] - latent.shift) * latent.scale
-        )
+        if latent is not None:
+            mean, _ = Encoder(self.runners["vae_encoder"], latent.factor).moments(clean, cut=cut)
+            clean = (mean - latent.shift) * latent.scale
         if len(clean) not in (1, shape[0]):
             raise InputError(f"init_image holds {len(clean)} images for {shape[0]}; give one, or one for each")
         return np.ascontiguousarray(np.broadcast_to(clean, shape), np.float32)
@@ -249,7 +287,7 @@ class Diffusion(Owner):
         beside = None
         if self._inputs["sample"].axes[1] == 2 * job.noise.shape[1] + 1:  # a model made for inpainting sees mask and image
             hidden = np.where(anew[None, :, :, None], np.uint8(128), whole)
-            known = self._encode(hidden, job.noise.shape)
+            known = self._encode(hidden, job.noise.shape, job.cut)
             beside = np.concatenate([np.broadcast_to(small, (len(known), 1, *small.shape[2:])), known], axis=1).astype(
                 np.float32
             )
@@ -260,19 +298,18 @@ class Diffusion(Owner):
         channels = self._inputs["sample"].axes[1]
         if isinstance(channels, int) and channels != shape[1] and job.beside is None:
             raise InputError("this model is made for inpainting: give init_image and mask")
-        return Guided(runner, shape, job.conditions, job.without, scale=job.guidance, rescale=job.rescale, beside=job.beside)
+        strengths = {"scale": job.guidance, "rescale": job.rescale}
+        return Guided(runner, shape, job.conditions, job.without, beside=job.beside, batch_size=job.cut.batch_size, **strengths)
 
-    def _decode_raw(self, sample: Floats) -> Floats:
-        """Samples of the denoiser as the float images of its graphs."""
+    def _for_vae(self, sample: Floats) -> Floats:
+        """Samples of the denoiser as its VAE knows them; of a model that works on pixels, as they are."""
         latent = self.settings.latent
-        if latent is None:
-            return sample
-        return self.runners["vae_decoder"].run({"latent": sample * np.float32(1 / latent.scale) + np.float32(latent.shift)})[
-            "image"
-        ]
+        return sample if latent is None else sample * np.float32(1 / latent.scale) + np.float32(latent.shift)
 
-    def _decode(self, sample: Floats) -> NDArray[np.uint8]:
-        return self.settings.pixels.to_uint8(self._decode_raw(sample))
+    def _decode(self, sample: Floats, cut: Cut = WHOLE) -> NDArray[np.uint8]:
+        if self._decoder is None:
+            return self.settings.pixels.to_uint8(sample)
+        return self._decoder.decode(self._for_vae(sample), cut=cut)
 
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
         """The proof's tensors: what the encoders give, the sample after each step (`step.0`, ...), and the `image`.
@@ -296,7 +333,8 @@ class Diffusion(Owner):
         denoising = Denoising(job, self._guided(job), self._decode, recorded)
         for index in range(len(way)):
             yield f"step.{index}", denoising.step(index).copy()
-        yield "image", self._decode_raw(denoising.sample)
+        latents = self._for_vae(denoising.sample)
+        yield "image", latents if self._decoder is None else self._decoder.floats(latents)
 
     @property
     def sessions(self) -> tuple[Session, ...]:

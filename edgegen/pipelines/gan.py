@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from edgegen.bundle import Bundle
 
 OnProgress = Callable[[int, int], None]  # (images that are done, all)
-MOST_AT_ONCE = 64  # images, where the graphs would take more
 NOISE_FILE = "noise.bin"
 
 
@@ -96,8 +95,8 @@ class Gan(Owner):
             mix: (seed or z, layer): the styles from that layer on come from there.
             noise: of each layer: "fixed" as stored, "seeded" from each image's seed, or "zero". If None, fixed if it is stored,
                 else seeded.
-            batch_size: how many images run at once; as many as were exported for, if None. Images do not depend on it, but for
-                the last bits of float32 sums, which may move a pixel by one grey level.
+            batch_size: at most so many images run at once; as many as were exported for, if None. Images do not depend on it,
+                but for the last bits of float32 sums, which may move a pixel by one grey level.
             progress: called with (images done, all) after each batch.
             deadline_s: no batch begins later; the images that are finished are returned, at least one batch.
 
@@ -108,7 +107,7 @@ class Gan(Owner):
         self._require_latents()
         started = time.perf_counter()
         batch = self.has.batch(count, seed, class_ids, latents, w, self.has.style(psi, cutoff, mix, noise))
-        total, size = len(batch.seeds), self._batch_size(batch_size)
+        total, size = len(batch.seeds), min(graph.size(batch_size) for graph in self.graphs.values())
         made: list[NDArray[np.uint8]] = []
         for start in range(0, total, size):
             if made and deadline_s is not None and time.perf_counter() - started > deadline_s:
@@ -207,13 +206,6 @@ class Gan(Owner):
         yield "image.truncated", self._paint({"w": pulled}, noise)
         yield "image.mixed", self._paint({"w": mixed(styles, others, inputs["layer"].item())}, noise)
         yield from self._with_constant_noise({"w": styles})
-
-    def _batch_size(self, asked: int | None) -> int:
-        """How many images at once: in the ranges of all graphs."""
-        if asked is not None and asked < 1:
-            raise InputError(f"batch_size is {asked}; it must be at least 1")
-        most = min(MOST_AT_ONCE, *(graph.most for graph in self.graphs.values()))
-        return min(asked or most, most)
 
     def _make(self, batch: Batch) -> Tensor:
         """Float images of a batch that fits."""

@@ -137,5 +137,8 @@ def normal(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> NDArr
 
     `stream` tells apart what one image draws for different purposes.
     """
-    drawn = [np.random.Generator(np.random.Philox(key=[seed, stream])).standard_normal(shape, np.float32) for seed in seeds]
-    return np.stack(drawn)
+    drawn = np.empty((len(seeds), *shape), np.float32)
+    for index, seed in enumerate(seeds):
+        generator = np.random.Generator(np.random.Philox(key=[seed, stream]))
+        generator.standard_normal(dtype=np.float32, out=drawn[index, ...])
+    return drawn

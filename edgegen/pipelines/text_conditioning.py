@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgegen.errors import InputError
+from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.diffusion_settings import Text, TextEncoder
-from edgegen.pipelines.guidance import GraphRunner
 from edgegen.tensors import Tensor, Tensors
 from edgegen.tokenizers import Tokenizer
 
@@ -17,8 +17,8 @@ _log = logging.getLogger("edgegen")
 class TextConditioner:
     """Text encoders with their tokenizers, by the encoder's graph name."""
 
-    def __init__(self, settings: Text, runners: Mapping[str, GraphRunner], tokenizers: Mapping[str, Tokenizer]) -> None:
-        self.settings, self.runners, self._tokenizers = settings, dict(runners), dict(tokenizers)
+    def __init__(self, settings: Text, graphs: Mapping[str, BatchedGraph], tokenizers: Mapping[str, Tokenizer]) -> None:
+        self.settings, self._graphs, self._tokenizers = settings, dict(graphs), dict(tokenizers)
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`encoder_hidden_states` float32 [prompt, token, width] and, where there is one, `pooled` float32 [prompt, width].
@@ -49,7 +49,7 @@ class TextConditioner:
         rows: list[Tensor] = []
         pooled: list[Tensor] = []
         for encoder in self.settings.encoders:
-            made = self.runners[encoder.graph].run({"token_ids": token_ids[encoder.graph]})
+            made = self._graphs[encoder.graph].run({"token_ids": token_ids[encoder.graph]})
             if encoder.hidden != "no":
                 (sides if encoder.hidden == "side" else rows).append(made["hidden"])
             if encoder.pooled:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
+from edgegen.pipelines.autoencoder import Cut, Decoder, Encoder, fed
 from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.images import Images, PixelRange, class_ids_for, normal, pixel_batch, seeds_for
 from edgegen.pipelines.latents import Floats, checked, linear, spherical
-from edgegen.pipelines.tiling import Tiling, padded, tiled
+from edgegen.pipelines.tiling import padded
 from edgegen.tensors import Axis, Tensor, Tensors
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Vae(Owner):
         self.is_spatial = settings.scale > 0
         if self.is_spatial and len(self.latent_axes) != (2 if settings.codes else 3):
             raise BundleError(f"a latent with sides is not {inputs[self.latent_name]}; export the model again")
+        self._decoder = Decoder(self.graphs["decoder"], settings.scale, settings.pixels, self.latent_name)
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Vae":
@@ -120,6 +121,9 @@ class Vae(Owner):
         class_ids: int | Sequence[int] | None = None,
         height: int | None = None,
         width: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
         progress: OnProgress | None = None,
         deadline_s: float | None = None,
     ) -> Images:
@@ -131,6 +135,10 @@ class Vae(Owner):
             class_ids: of all images, or of each; a conditional model needs it.
             height: in pixels; the size that was exported as the usual one if None.
             width: as `height`.
+            tile: the largest side of a tile, in pixels, for a latent with sides: less needs less memory. Images larger than was
+                exported always go in tiles.
+            overlap: how many pixels neighbouring tiles share; a quarter of a tile if None.
+            batch_size: at most so many images run at once; as many as were exported for, if None.
             progress: called with (images done, all) after each batch.
             deadline_s: no batch begins later; the images that are finished are returned, at least one batch.
 
@@ -145,25 +153,37 @@ class Vae(Owner):
             count = next((len(given) for given in (seed, class_ids) if isinstance(given, Sequence | np.ndarray)), 1)
         seeds, shape = seeds_for(count, seed), self._latent_shape(height, width)
         ids = class_ids_for(class_ids, count, self.settings.classes)
+        cut = Cut(tile, overlap, batch_size)
         made: list[NDArray[np.uint8]] = []
-        for part in self.graphs["decoder"].batches(count):
+        for part in self.graphs["decoder"].batches(count, cut.batch_size):
             if made and deadline_s is not None and time.perf_counter() - started > deadline_s:
                 break
             latents = normal(seeds[part], shape, stream=_PRIOR)
-            made.append(self._decode(latents, None if ids is None else ids[part], None, None))
+            made.append(self._decode(latents, None if ids is None else ids[part], cut))
             if progress is not None:
                 progress(min(part.stop, count), count)
         pixels = np.concatenate(made)
         given = {"class_ids": class_ids, "height": height, "width": width}
         return Images(pixels, seeds[: len(pixels)], {name: value for name, value in given.items() if value is not None})
 
-    def encode(self, pixels: Any, *, class_ids: int | Sequence[int] | None = None) -> Posterior | Codes:
+    def encode(
+        self,
+        pixels: Any,
+        *,
+        class_ids: int | Sequence[int] | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
+    ) -> Posterior | Codes:
         """What the encoder makes of images.
 
         Args:
             pixels: uint8 [height, width, channel] or [image, height, width, channel]. Sides that the latent's do not divide are
                 continued by reflection; images larger than was exported are encoded in tiles, where the latent has sides.
             class_ids: of all images, or of each; a conditional encoder needs it.
+            tile: see `generate`; codes are encoded in one piece.
+            overlap: likewise.
+            batch_size: likewise.
 
         Returns:
             The posterior of the latents; codes, int64 [image, latent height, latent width], where the latent is codes.
@@ -171,6 +191,9 @@ class Vae(Owner):
         Raises:
             InputError: no image, a size that cannot be encoded, or no encoder in this bundle.
         """
+        return self._encode(pixels, class_ids, Cut(tile, overlap, batch_size))
+
+    def _encode(self, pixels: Any, class_ids: Any, cut: Cut) -> Posterior | Codes:
         encoder = self._encoder()
         batch = pixel_batch(pixels, int(encoder.session.inputs["image"].axes[1]))
         classes = self.settings.classes if "class_ids" in encoder.session.inputs else 0
@@ -179,8 +202,8 @@ class Vae(Owner):
         if self.is_spatial and all(isinstance(axis, str) for axis in encoder.session.inputs["image"].axes[2:]):
             images = padded(images, encoder.sides("image")[0], self.settings.scale)
         if self.settings.codes:
-            return np.asarray(encoder.run(_fed("image", images, ids))["codes"], np.int64)
-        mean, log_variance = self._moments(encoder, images, ids)
+            return np.asarray(encoder.run(fed("image", images, ids), cut.batch_size)["codes"], np.int64)
+        mean, log_variance = Encoder(encoder, self.settings.scale).moments(images, ids, cut)
         scaling, shift = np.float32(self.settings.scaling_factor), np.float32(self.settings.shift_factor)
         if log_variance is not None:
             log_variance = log_variance + 2 * np.log(scaling)
@@ -193,11 +216,12 @@ class Vae(Owner):
         class_ids: int | Sequence[int] | None = None,
         tile: int | None = None,
         overlap: int | None = None,
+        batch_size: int | None = None,
     ) -> Images:
         """Images of latents float32 [image, ...], or of codes int64 [image, latent height, latent width].
 
-        Latents larger than was exported are decoded in tiles that overlap and are blended (`edgegen.pipelines.tiling`); `tile`
-        and `overlap` are in steps of the latent; the largest size exported, and a quarter of it, if None.
+        Latents larger than was exported are decoded in tiles that overlap and are blended (`edgegen.pipelines.tiling`); `tile`,
+        `overlap` and `batch_size` are those of `generate`.
 
         Raises:
             InputError: latents that do not fit this model, or are not finite.
@@ -207,18 +231,24 @@ class Vae(Owner):
         axes = (*self.latent_axes[:-2], "height", "width") if self.is_spatial else self.latent_axes
         z = self._codes(latents) if self.settings.codes else checked("latents", latents, ("image", *axes))
         ids = class_ids_for(class_ids, len(z), self.settings.classes)
-        parts = self.graphs["decoder"].batches(len(z))
-        made = [self._decode(z[part], None if ids is None else ids[part], tile, overlap) for part in parts]
-        return Images(np.concatenate(made))
+        return Images(self._decode(z, ids, Cut(tile, overlap, batch_size)))
 
     def reconstruct(
-        self, pixels: Any, *, class_ids: int | Sequence[int] | None = None, seed: int | Sequence[int] | None = None
+        self,
+        pixels: Any,
+        *,
+        class_ids: int | Sequence[int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
     ) -> Images:
         """Encode images and decode them again, through the mean, or where a seed is given through latents drawn with it.
 
-        `pixels` and errors as for `encode`.
+        `pixels` and errors as for `encode`; `tile`, `overlap` and `batch_size` as for `generate`.
         """
-        encoded = self.encode(pixels, class_ids=class_ids if "class_ids" in self._encoder().session.inputs else None)
+        cut = Cut(tile, overlap, batch_size)
+        encoded = self._encode(pixels, class_ids if "class_ids" in self._encoder().session.inputs else None, cut)
         if isinstance(encoded, Posterior):
             latents: Tensor = encoded.mean if seed is None else encoded.sample(seed)
         elif seed is not None:
@@ -226,9 +256,20 @@ class Vae(Owner):
         else:
             latents = encoded
         height, width = np.shape(pixels)[-3:-1]
-        return Images(np.ascontiguousarray(self.decode(latents, class_ids=class_ids).pixels[:, :height, :width]))
+        made = self._decode(latents, class_ids_for(class_ids, len(latents), self.settings.classes), cut)
+        return Images(np.ascontiguousarray(made[:, :height, :width]))
 
-    def interpolate(self, first: Any, last: Any, steps: int, *, class_ids: int | Sequence[int] | None = None) -> Images:
+    def interpolate(
+        self,
+        first: Any,
+        last: Any,
+        steps: int,
+        *,
+        class_ids: int | Sequence[int] | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int | None = None,
+    ) -> Images:
         """`steps` images on the way from one to the other, both ends included.
 
         Args:
@@ -236,18 +277,23 @@ class Vae(Owner):
             last: as `first`. Between two seeds the way is along the sphere, else a straight line.
             steps: at least 2.
             class_ids: of all images, or of each; where images are encoded by a conditional encoder, one for all.
+            tile: see `generate`.
+            overlap: likewise.
+            batch_size: likewise.
         """
         if self.settings.codes:
             raise InputError("this model's latents are codes, between which nothing lies")
         if steps < 2:
             raise InputError(f"steps is {steps}; from one image to another there are at least 2")
-        ends = [self._end(end, class_ids) for end in (first, last)]
+        cut = Cut(tile, overlap, batch_size)
+        ends = [self._end(end, class_ids, cut) for end in (first, last)]
         if ends[0].shape != ends[1].shape:
             raise InputError(
                 f"the two ends have latents {list(ends[0].shape)} and {list(ends[1].shape)}; give images of one size"
             )
         way = spherical if np.ndim(first) == np.ndim(last) == 0 else linear
-        return self.decode(way(ends[0], ends[1], steps), class_ids=class_ids)
+        ids = class_ids_for(class_ids, steps, self.settings.classes)
+        return Images(self._decode(way(ends[0], ends[1], steps), ids, cut))
 
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
         """The proof's tensors, in order.
@@ -273,7 +319,7 @@ class Vae(Owner):
                 yield "latent", latent
         else:
             latent = inputs["latent"]
-        yield "image", self.graphs["decoder"].run(_fed(self.latent_name, latent, ids))["image"]
+        yield "image", self.graphs["decoder"].run(fed(self.latent_name, latent, ids))["image"]
 
     def _encoder(self) -> BatchedGraph:
         if "encoder" not in self.graphs:
@@ -281,58 +327,25 @@ class Vae(Owner):
         return self.graphs["encoder"]
 
     def _encoder_feed(self, image: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
-        return _fed("image", image, ids if "class_ids" in self._encoder().session.inputs else None)
+        return fed("image", image, ids if "class_ids" in self._encoder().session.inputs else None)
 
-    def _end(self, end: Any, class_ids: Any) -> Floats:
+    def _end(self, end: Any, class_ids: Any, cut: Cut) -> Floats:
         """The latent of a seed or of an image."""
         if np.ndim(end) == 0:
             shape = self._latent_shape(None, None)
             return normal(seeds_for(1, end), shape).reshape(shape)
-        encoded = self.encode(end, class_ids=class_ids if "class_ids" in self._encoder().session.inputs else None)
+        encoded = self._encode(end, class_ids if "class_ids" in self._encoder().session.inputs else None, cut)
         assert isinstance(encoded, Posterior)  # noqa: S101 -- codes were refused
         if len(encoded.mean) != 1:
             raise InputError(f"an end of the way is one image, not {len(encoded.mean)}")
         latent: Floats = encoded.mean[0]
         return latent
 
-    def _moments(self, encoder: BatchedGraph, images: Floats, ids: Tensor | None) -> tuple[Floats, Floats | None]:
-        """Mean and log-variance, as the graph gives them; in tiles where the images are too large and the latent has sides."""
-        names = [name for name in ("mean", "log_variance") if name in encoder.session.outputs]
-
-        def run(part: Tensor) -> Tensor:
-            made = encoder.run(_fed("image", part, ids))
-            return np.concatenate([made[name] for name in names], axis=1)
-
-        least, most = encoder.sides("image")
-        if self.is_spatial and most is not None and max(images.shape[2:]) > most:
-            step = self.settings.scale
-            size = most // step * step
-            moments = tiled(run, images, _tiling(size, None, least, step), Fraction(1, step))
-        else:
-            moments = run(images)
-        channels = moments.shape[1] // len(names)
-        return moments[:, :channels], moments[:, channels:] if len(names) > 1 else None
-
-    def _decode(self, z: Tensor, ids: Tensor | None, tile: int | None, overlap: int | None) -> NDArray[np.uint8]:
-        """Pixels of latents of a batch that fits."""
-        decoder = self.graphs["decoder"]
+    def _decode(self, z: Tensor, ids: Tensor | None, cut: Cut) -> NDArray[np.uint8]:
+        """Pixels of latents."""
         if not self.settings.codes:
             z = np.asarray(z / np.float32(self.settings.scaling_factor) + np.float32(self.settings.shift_factor), np.float32)
-        least, most = decoder.sides(self.latent_name) if self.is_spatial else (1, None)
-        if tile is None and (most is None or max(z.shape[-2:]) <= most):
-            return self.settings.pixels.to_uint8(decoder.run(_fed(self.latent_name, z, ids))["image"])
-        if not self.is_spatial:
-            raise InputError(f"tile is {tile}, but this model's latent has no sides to cut")
-        size = tile or most or 0
-        if most is not None and not least <= size <= most:
-            raise InputError(f"tile is {size}; the decoder was exported for {least} to {most}")
-
-        def run(part: Tensor) -> Tensor:
-            return decoder.run(_fed(self.latent_name, part[:, 0] if self.settings.codes else part, ids))["image"]
-
-        cut = z[:, None] if self.settings.codes else z
-        floats = tiled(run, cut, _tiling(size, overlap, least, 1), Fraction(self.settings.scale))
-        return self.settings.pixels.to_uint8(floats)
+        return self._decoder.decode(z, ids, cut)
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         """Of one image's latent; a side in pixels, or the usual one."""
@@ -361,12 +374,3 @@ class Vae(Owner):
     def sessions(self) -> tuple[Session, ...]:
         """Of each graph."""
         return tuple(graph.session for graph in self.graphs.values())
-
-
-def _fed(name: str, array: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
-    return {name: array} if ids is None else {name: array, "class_ids": ids}
-
-
-def _tiling(size: int, overlap: int | None, least: int, multiple: int) -> Tiling:
-    shared = size // 4 // multiple * multiple if overlap is None else overlap
-    return Tiling(size, shared, shared, multiple=multiple, least=least)

@@ -7,9 +7,11 @@ import pytest
 
 from edgegen.backends.fake import FakeSession
 from edgegen.errors import BundleError, InputError
+from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.diffusion import Diffusion
 from edgegen.pipelines.diffusion_settings import DiffusionSettings, Latent, Text, TextEncoder
-from edgegen.schedules import Schedule
+from edgegen.pipelines.guidance import Guided
+from edgegen.schedules import Schedule, Step
 from edgegen.tensors import Axis, TensorSpec
 from edgegen.tokenizers import Tokenizer
 
@@ -217,6 +219,84 @@ def test_an_image_is_encoded_and_a_mask_shrinks_with_it():
         model.generate()
     with latent_model(encoder=False) as model, pytest.raises(InputError, match="needs the graph vae_encoder"):
         model.generate(init_image=image)
+
+
+def test_how_large_a_run_of_the_vae_is_changes_no_image():
+    image = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    with latent_model() as model:
+        options = {"init_image": image, "strength": 0.5, "count": 3, "seed": 2}
+        whole = model.generate(**options).pixels
+        for sizes in ({"tile": 4}, {"tile": 8, "overlap": 3}, {"batch_size": 1}, {"tile": 4, "batch_size": 2}):
+            np.testing.assert_array_equal(model.generate(**options, **sizes).pixels, whole)
+
+
+def test_an_image_larger_than_the_vae_was_exported_for_goes_in_tiles():
+    with latent_model() as model:
+        small = Axis(2, 2, 3)
+        sessions = {name: runner.session for name, runner in model.runners.items()}
+        axes = {"denoiser": model.runners["denoiser"].axes, "vae_decoder": {"height": small, "width": small}}
+        rows = []
+        run = sessions["vae_decoder"].run
+        sessions["vae_decoder"].run = lambda feed: (rows.append(feed["latent"].shape[2:]), run(feed))[1]
+        assert Diffusion(sessions, model.settings, axes).generate(height=8, width=16).pixels.shape == (1, 8, 16, 3)
+    assert len(rows) > 1
+    assert max(max(sides) for sides in rows) <= 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"tile": 2}, "tile is 2; it must be 4 to 16 pixels"),
+        ({"tile": 17}, None),  # 8 steps of the latent, of two pixels
+        ({"tile": 18}, "tile is 18"),
+        ({"tile": -4}, "tile is -4"),
+        ({"tile": 8, "overlap": 5}, "for tiles of 8 pixels it is 0 to 4"),
+        ({"overlap": -2}, "overlap is -2"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+    ],
+)
+def test_a_run_that_cannot_be_so_large_is_refused_before_the_first_step(sizes, said):
+    calls = []
+    with latent_model(calls=calls) as model:
+        if said is None:
+            model.generate(**sizes)
+            return
+        with pytest.raises(InputError, match=said):
+            model.generate(**sizes)
+    assert calls == []
+
+
+def test_a_model_of_pixels_has_nothing_to_cut_but_its_batches():
+    calls = []
+    with pixel_model(grey, calls=calls, classes=2, null_class=2) as model:
+        model.generate(count=3, class_ids=1, guidance=2.0, batch_size=1, steps=1)
+        assert [len(call["sample"]) for call in calls] == [2, 2, 2]  # with the class and without
+        calls.clear()
+        model.generate(count=3, batch_size=2, steps=1)
+        assert [len(call["sample"]) for call in calls] == [2, 1]
+        with pytest.raises(InputError, match="works on pixels"):
+            model.generate(tile=2)
+        with pytest.raises(InputError, match="batch_size is 0"):
+            model.generate(batch_size=0)
+
+
+@pytest.mark.parametrize(("scale", "count", "is_fed"), [(1.0, 4, True), (0.5, 4, False), (1.0, 7, True), (1.0, 1, False)])
+def test_a_sample_that_needs_no_change_is_fed_as_it_is(scale, count, is_fed):
+    fed = []
+
+    def run(feed, _state):
+        fed.append(feed["sample"])
+        return {"prediction": feed["sample"] * 2}
+
+    axes = {"batch": Axis(2, 2, 4)}
+    inputs = specs("sample float32[batch, 1, 2, 2]", "timestep float32[batch]")
+    session = FakeSession(run, inputs, specs("prediction float32[batch, 1, 2, 2]"), axes=axes)
+    sample = np.random.default_rng(0).standard_normal((count, 1, 2, 2)).astype(np.float32)
+    guided = Guided(BatchedGraph(session, axes), sample.shape, {})
+    made = guided.predict(sample, Step(3.0, scale, 1.0, 0.0, {}, {}))
+    np.testing.assert_array_equal(made, sample * np.float32(2 * scale))
+    assert np.shares_memory(fed[0], sample) is is_fed
 
 
 TOKENIZER = b"""{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},

@@ -125,8 +125,54 @@ def test_images_and_latents_larger_than_was_exported_go_in_tiles():
     np.testing.assert_array_equal(vae.decode(posterior.mean, tile=4, overlap=1).pixels[0], pixels)
     fixed = spatial(sides=(4, 4, 4))
     np.testing.assert_array_equal(fixed.reconstruct(pixels).pixels[0], pixels)
-    with pytest.raises(InputError, match="tile is 9; the decoder was exported for 2 to 8"):
-        vae.decode(posterior.mean, tile=9)
+
+
+SIZES = [{"tile": 4, "overlap": 1}, {"tile": 7}, {"tile": 16, "overlap": 8}, {"batch_size": 1}, {"tile": 8, "batch_size": 3}]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_how_large_a_run_is_changes_no_image(sizes):
+    pixels = random_pixels(5, 22, 12, 1)
+    vae = spatial()
+    np.testing.assert_array_equal(vae.reconstruct(pixels, **sizes).pixels, pixels)
+    whole = vae.generate(count=3, seed=1, height=22)
+    np.testing.assert_array_equal(vae.generate(count=3, seed=1, height=22, **sizes).pixels, whole.pixels)
+    way, same = (vae.interpolate(pixels[0], pixels[1], 3, **given).pixels.astype(int) for given in ({}, sizes))
+    assert np.abs(way - same).max() <= 1  # halfway between two grey levels, the last bit of a float32 sum decides
+    # Where tiles meet, two shares of a number are summed in float32.
+    np.testing.assert_allclose(vae.encode(pixels, **sizes).mean, vae.encode(pixels).mean, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"tile": 18}, "tile is 18; it must be 4 to 16 pixels"),
+        ({"tile": 0}, "tile is 0; it must be 4 to 16 pixels"),
+        ({"tile": -8}, "tile is -8"),
+        ({"tile": 8, "overlap": 8}, "overlap is 8; for tiles of 8 pixels it is 0 to 4"),
+        ({"overlap": -1}, "overlap is -1; for tiles of 16 pixels it is 0 to 8"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"batch_size": -3}, "batch_size is -3"),
+    ],
+)
+def test_a_run_that_cannot_be_so_large_is_one_line(sizes, said):
+    vae = spatial(VaeSettings(scale=2))
+    for call in (vae.generate, lambda **sizes: vae.reconstruct(random_pixels(8, 8, 1), **sizes)):
+        with pytest.raises(InputError, match=said):
+            call(**sizes)
+
+
+def test_a_graph_without_bounds_is_cut_where_a_tile_is_asked_for():
+    pixels = random_pixels(20, 12, 1)
+    vae = spatial()
+    free = Vae({name: graph.session for name, graph in vae.graphs.items()}, vae.settings)
+    with pytest.raises(InputError, match="exported for"):
+        free.reconstruct(pixels)  # the session knows its bounds all the same
+    np.testing.assert_array_equal(free.reconstruct(pixels, tile=8).pixels[0], pixels)
+    with pytest.raises(InputError, match="nothing is cut: give tile with it"):
+        free.reconstruct(pixels, overlap=2)
+    with pytest.raises(InputError, match="tile is 1; it must be 2 or more pixels"):
+        free.reconstruct(pixels, tile=1)
 
 
 def test_a_sample_of_the_posterior_has_its_mean_and_spread_and_belongs_to_its_seed():
@@ -232,6 +278,8 @@ def test_images_that_do_not_fit_are_one_line():
         vector().generate(class_ids=0, height=4)
     with pytest.raises(InputError, match="no sides"):
         vector().decode(np.zeros((1, 4)), class_ids=0, tile=2)
+    with pytest.raises(InputError, match="overlap is 2, but this model's latent has no sides"):
+        vector().generate(class_ids=0, overlap=2)
 
 
 def test_a_model_that_gives_what_is_not_finite_says_so():
