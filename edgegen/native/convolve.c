@@ -9,8 +9,10 @@
 // of 16 pixels and outputs.
 #if defined(__AVX512F__)
 enum { WIDE = 2, PIXELS_OF_ONE = 16, PIXELS_OF_TWO = 12, SPANS = 4, FEW_AT_ONCE = 4 };
-#else
+#elif defined(__AVX2__)
 enum { WIDE = 1, PIXELS_OF_ONE = 6, PIXELS_OF_TWO = 0, SPANS = 2, FEW_AT_ONCE = 3 };
+#else
+enum { WIDE = 1, PIXELS_OF_ONE = 5, PIXELS_OF_TWO = 0, SPANS = 2, FEW_AT_ONCE = 3 };
 #endif
 enum { MAX_ROWS_AT_ONCE = 4, MAX_ALONG = 12, MAX_AT_ONCE = 24, MAX_BLOCKS = 16, SUMS = 1024 };
 enum { CACHED_FLOATS = 48 << 10, AHEAD = 1 << 10 };  // weights that a second-level cache keeps; that are asked for early
