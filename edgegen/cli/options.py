@@ -140,6 +140,8 @@ _image_options: dict[str, dict[str, Any]] = {
     "--count": {"type": int, "help": "Images to make.  [default: 1]"},
     "--class class_ids": {"metavar": "N[,N...]", "callback": read_numbers, "help": "Class of all images, or of each."},
     "--psi": {"type": float, "help": "Truncation: 1 for all of the variety, 0 for the mean image."},
+    "--cutoff": {"type": int, "metavar": "LAYERS", "help": "Truncate only the first layers (with --psi)."},
+    "--noise": {"type": click.Choice(["fixed", "seeded", "zero"]), "help": "Of each layer: as stored, from the seed, or none."},
     "--mix": {"metavar": "SEED:LAYER", "callback": read_mix, "help": "Take the styles from this layer on from another seed."},
     "--steps": {"type": int, "help": "Denoising steps."},
     "--stepper": {"metavar": "NAME", "help": "How to step: ddim, euler, ..."},
@@ -151,6 +153,9 @@ _image_options: dict[str, dict[str, Any]] = {
     "--strength": {"type": float, "help": "How much of it to make anew, 0 to 1."},
     "--mask": {"type": _FILE, "metavar": "FILE", "help": "White where the image is to be made anew."},
     "--input input_image": {"type": _FILE, "metavar": "FILE", "help": "Image for an image-to-image model, or to reconstruct."},
+    "--tile": {"type": int, "metavar": "PIXELS", "help": "Largest side of a tile; less needs less memory."},
+    "--overlap": {"type": int, "metavar": "PIXELS", "help": "What neighbouring tiles share."},
+    "--batch-size": {"type": int, "help": "Run at most so many images at once; less needs less memory."},
     "--interpolate": {"metavar": "A:B:N", "callback": read_path, "help": "N images on the way from seed (or file) A to B."},
     "--no-metadata": {"is_flag": True, "help": "Leave seed, model and parameters out of the PNG files."},
 }

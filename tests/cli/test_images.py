@@ -44,12 +44,14 @@ def images(count, seeds=(), **parameters):
 
 
 class FakeGan(FakePipeline):
-    def generate(self, *, count=1, seed=None, class_ids=None, psi=1.0, mix=None):
+    def generate(self, *, count=1, seed=None, class_ids=None, psi=1.0, mix=None, cutoff=None, noise=None, batch_size=None):
+        if cutoff is not None:
+            CALLS.append((cutoff, noise, batch_size))
         CALLS.append(("generate", count, seed, class_ids, psi, mix))
         return images(count, seeds_for(count, seed), psi=psi)
 
-    def translate(self, pixels, *, tile=None):
-        CALLS.append(("translate", pixels.shape))
+    def translate(self, pixels, *, tile=None, overlap=None):
+        CALLS.append(("translate", pixels.shape) if tile is None else ("translate", tile, overlap))
         return images(1)
 
     def interpolate(self, first, last, count, *, psi=1.0):
@@ -121,6 +123,17 @@ def test_options_reach_the_pipeline_in_its_own_words(bundle, tmp_path):
     assert CALLS == [("generate", 2, None, [1, 0], 1.0, (7, 4)), ("generate", 1, None, 5, 1.0, None)]
 
 
+def test_options_of_layers_tiles_and_batches_reach_the_pipeline(bundle, tmp_path):
+    place = str(tmp_path / "a.png")
+    run("generate", str(bundle), "--psi", "0.5", "--cutoff", "2", "--noise", "zero", "--batch-size", "4", "-o", place)
+    assert CALLS[0] == (2, "zero", 4)
+    write_png(tmp_path / "in.png", np.zeros((2, 5, 3), np.uint8))
+    run("generate", str(bundle), "--input", str(tmp_path / "in.png"), "--tile", "64", "--overlap", "8", "-o", place)
+    assert CALLS[-1] == ("translate", 64, 8)
+    assert "the family fake_gan has no --tile, --overlap;" in refused(bundle, "--tile", 8, "--overlap", 2, "-o", place)
+    assert run("generate", str(bundle), "--noise", "loud", "-o", place).exit_code == 2
+
+
 def test_interpolation_takes_seeds_or_files(bundle, tmp_path):
     write_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
     assert run("generate", str(bundle), "--interpolate", "3:7:8", "--psi", "0.5", "-o", str(tmp_path / "b.png")).exit_code == 0
@@ -141,7 +154,7 @@ def test_an_input_image_is_read_before_the_model_is_loaded(bundle, tmp_path):
 def test_an_option_that_the_family_lacks_is_one_line_that_says_what_it_takes(bundle, tmp_path):
     said = refused(bundle, "--steps", 5, "--top-k", 3, "-o", tmp_path / "a.png")
     assert "the family fake_gan has no --top-k, --steps;" in said
-    assert "it takes --seed, --count, --class, --psi, --mix, --input, --interpolate" in said
+    assert "it takes --seed, --count, --class, --psi, --cutoff, --noise, --mix, --input, --batch-size, --interpolate" in said
     assert "translate of the family fake_gan has no --psi" in refused(
         bundle, "--input", "a.png", "--psi", 1, "-o", tmp_path / "a.png"
     )
