@@ -49,7 +49,7 @@ def open_source(source: str, checkpoint: Path | None = None) -> Any:
         if kind not in _OF_MODULES:
             refuse_pickle(checkpoint)
         if not checkpoint.is_file():
-            raise SourceError(f"no checkpoint at {checkpoint}; --checkpoint wants a .safetensors file")
+            raise SourceError(f"no checkpoint at {checkpoint}; give a .safetensors file, or for modules a .pt, .pth or .bin")
     module, function = SOURCES[kind].split(":")
     return getattr(importlib.import_module(module), function)(Path(source), checkpoint)
 
