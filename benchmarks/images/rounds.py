@@ -3,7 +3,7 @@
 import statistics
 import time
 
-TURN_S = 0.5  # what a turn takes, about, for each thing that it times
+TURN_S = 0.35  # what a turn takes, about, for each thing that it times
 MOST_RUNS = 100
 SLOW_S = 1.0  # a run that takes longer is timed once a turn; below it, a run to get warm does not count
 LONG_ROUND_S, LONG_ROUNDS = 10.0, 5  # where one round of all engines takes longer, there are fewer
