@@ -15,7 +15,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgegen.backends.base import State
-from edgegen.backends.kernels import Kernels, kernels, rename
+from edgegen.backends.kernel_nodes import exchange
+from edgegen.backends.kernels import Kernels, kernels
 from edgegen.backends.memory import Content, give_back, pages_let_go
 from edgegen.backends.ort_binding import Binding
 from edgegen.backends.threads import default_threads
@@ -258,10 +259,10 @@ def _with_kernels(
     own = kernels() if provider == _CPU else None
     if own is not None:
         last_axes = {spec.name: spec.axes[-1] for spec in variant.inputs if spec.dtype == "float32" and spec.axes}
-        renamed, count = rename(model, {name: size for name, size in last_axes.items() if isinstance(size, int)})
+        changed, count = exchange(model, {name: size for name, size in last_axes.items() if isinstance(size, int)})
         if count:
             try:
-                return *create(renamed, functools.partial(options, kernels=own)), own.instructions
+                return *create(changed, functools.partial(options, kernels=own)), own.instructions
             except BackendError as error:
                 _log.info("%s runs without edgegen's kernels: %s", variant.path, error)
     return *create(model, options), ""

@@ -69,6 +69,26 @@ typedef struct {
   float slope;
 } Convolution;
 
+enum { WINOGRAD_ROWS = 8 };  // output channels whose weights lie side by side
+
+// A convolution of 3 x 3 of one image [inputs, height, width] to [outputs, out_height, out_width].
+typedef struct {
+  int inputs, outputs, height, width, out_height, out_width, pad_top, pad_left, activation;
+  float alpha;
+  const float *weights;  // [tiles of 8 outputs, 36 points, inputs, 8]
+  const float *bias;     // [outputs], or NULL
+  const float *input, *added;  // added: as the output, or NULL
+  float *output;
+} Winograd;
+
+// A block of tiles of 4 x 4 pixels: `rows` and `columns` of them, together 16 * vectors.
+typedef struct {
+  int row, column, rows, columns, vectors;
+} Tiles;
+
+// Values [36 points, inputs, vectors * 16]: how far a point's are from the next one's. Not a power of two, which caches dislike.
+static inline size_t winograd_panel(int inputs, int vectors) { return (size_t)inputs * 16 * vectors + 16; }
+
 typedef void QuantizeKernel(const float *input, int blocks, int8_t *codes, float *scales, int32_t *sums);
 typedef void MatMulKernel(const uint8_t *weights, int bits, int blocks, int rows, int first_tile, int last_tile, int tokens,
                           Activations a, const float *bias, float *output);
@@ -80,6 +100,11 @@ typedef void NormalizeKernel(const Group *g);
 // Rows first_row .. last_row of the channels of first_tile .. last_tile; with few outputs of all channels.
 typedef void ConvolveKernel(const Convolution *c, int first_tile, int last_tile, int first_row, int last_row);
 
+// The values of channels first .. last; `pixels` is room for the pixels of a block.
+typedef void WinogradInputKernel(const Winograd *c, const Tiles *b, int first, int last, float *pixels, float *values);
+// The channels first .. last of a block, first a multiple of 8; `sums` is room for [36, 8, vectors * 16].
+typedef void WinogradOutputKernel(const Winograd *c, const Tiles *b, const float *values, int first, int last, float *sums);
+
 typedef struct {
   const char *name;
   QuantizeKernel *quantize;
@@ -88,6 +113,8 @@ typedef struct {
   JoinKernel *join;
   NormalizeKernel *normalize;
   ConvolveKernel *convolve;
+  WinogradInputKernel *winograd_input;
+  WinogradOutputKernel *winograd_output;
 } Kernels;
 
 extern const Kernels kernels_avx512vnni, kernels_avx2, kernels_neon;
@@ -102,4 +129,6 @@ AttendKernel OWN(attend);
 JoinKernel OWN(join);
 NormalizeKernel OWN(normalize);
 ConvolveKernel OWN(convolve);
+WinogradInputKernel OWN(winograd_input);
+WinogradOutputKernel OWN(winograd_output);
 #endif

@@ -3,7 +3,7 @@
 
 #define DOMAIN_NAME "ai.edgegen.v1"
 
-static const OrtOperator *const operators[] = {&matmul_op, &attention_op, &group_norm_op, &conv_transpose_op};
+static const OrtOperator *const operators[] = {&matmul_op, &attention_op, &group_norm_op, &conv_transpose_op, &winograd_op};
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>

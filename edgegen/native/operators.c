@@ -1,10 +1,37 @@
 // What the operators have in common: their arguments as arrays, attributes, memory, and work in pieces.
+#include <stdatomic.h>
+
 #include "operators.h"
 
 const Kernels *chosen;
 
 OrtStatus *refuse(OrtApi api, const char *why) { return ort_create_status(api)(ORT_INVALID_ARGUMENT, why); }
 OrtStatus *no_memory(OrtApi api) { return ort_create_status(api)(ORT_FAIL, "edgegen's kernels: out of memory"); }
+
+enum { SPARES = 16, SPARE_BYTES = 8 << 20 };  // what is kept, at most, and of which size
+static _Atomic(char *) spares[SPARES];        // each begins with its size
+
+void *borrow(size_t bytes) {
+  char *found = NULL;
+  size_t size = 0;
+  for (int i = 0; i < SPARES && !found; i++) found = atomic_exchange(&spares[i], NULL);
+  if (found) memcpy(&size, found, sizeof size);
+  if (size < bytes) {
+    free(found);
+    found = allocate(bytes + ALIGNMENT);
+    if (!found) return NULL;
+    memcpy(found, &bytes, sizeof bytes);
+  }
+  return found + ALIGNMENT;
+}
+
+void give_back(void *memory) {
+  char *mine = (char *)memory - ALIGNMENT;
+  size_t size;
+  memcpy(&size, mine, sizeof size);
+  for (int i = 0; i < SPARES && mine && size <= SPARE_BYTES; i++) mine = atomic_exchange(&spares[i], mine);
+  free(mine);
+}
 
 void *allocate(size_t bytes) { return aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT); }
 

@@ -21,11 +21,16 @@ typedef struct {
 } Array;
 
 extern const Kernels *chosen;  // for this processor
-extern const OrtOperator matmul_op, attention_op, group_norm_op, conv_transpose_op;
+extern const OrtOperator matmul_op, attention_op, group_norm_op, conv_transpose_op, winograd_op;
 
 OrtStatus *refuse(OrtApi api, const char *why);
 OrtStatus *no_memory(OrtApi api);
 void *allocate(size_t bytes);  // aligned; to be freed with free()
+
+// As allocate(), for a short while: memory of an earlier run where some is free, which spares the system's pages. Then
+// give_back(). Any number of threads may.
+void *borrow(size_t bytes);
+void give_back(void *memory);
 
 // `value` as an array; one of rank above MAX_RANK has rank 0, which fits nothing.
 OrtStatus *read_array(OrtApi api, const OrtValue *value, Array *array);
