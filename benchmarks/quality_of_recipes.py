@@ -24,8 +24,8 @@ CLASSIFIER = "classifier_fashion_mnist"
 MODELS = {  # what it is called here: its recipe, and what to make its images with where that is not the model's own
     "cvae": ("cvae_fashion_mnist", {}),
     "dcgan": ("dcgan_fashion_mnist", {}),
-    "ddpm": ("ddpm_fashion_mnist", {"steps": 25}),
-    "ddpm, unguided": ("ddpm_fashion_mnist", {"steps": 25, "guidance": 1.0}),
+    "ddpm": ("ddpm_fashion_mnist", {}),
+    "ddpm, unguided": ("ddpm_fashion_mnist", {"guidance": 1.0}),
 }
 ROWS = {
     "frechet_distance": "Frechet distance",
