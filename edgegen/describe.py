@@ -47,7 +47,7 @@ class Description:
         return {"size_bytes": self.size_bytes, "proof_summary": self.proof} | dict(msgspec.to_builtins(self.manifest))
 
     def _graph_lines(self, name: str, graph: Graph) -> list[str]:
-        axes = ", ".join(f"{axis} {bounds.min}..{bounds.max}" for axis, bounds in graph.axes.items())
+        axes = ", ".join(f"{axis} {bounds}" for axis, bounds in graph.axes.items())
         lines = [f"graph {name}: {axes}"]
         for variant_name, variant in graph.variants.items():
             size = self._size_bytes(variant) / _MIB

@@ -175,8 +175,9 @@ def _check_graph(name: str, graph: Graph, manifest: Manifest) -> None:
     _require(len(graph.variants) <= _MAX_VARIANTS, f"{where}: {len(graph.variants)} variants; at most {_MAX_VARIANTS} are read")
     _require(len(graph.axes) <= _MAX_TENSORS, f"{where}: {len(graph.axes)} axes; at most {_MAX_TENSORS} are read")
     for axis, bounds in graph.axes.items():
-        good = 0 <= bounds.min <= bounds.opt <= bounds.max <= _MAX_AXIS
-        _require(good, f"{where}: axis {_short(axis)} has absurd sizes: min {bounds.min}, opt {bounds.opt}, max {bounds.max}")
+        good = 0 <= bounds.min <= bounds.opt <= bounds.max <= _MAX_AXIS and 1 <= bounds.step <= _MAX_AXIS
+        sizes = f"min {bounds.min}, opt {bounds.opt}, max {bounds.max}, step {bounds.step}"
+        _require(good, f"{where}: axis {_short(axis)} has absurd sizes: {sizes}")
     for label, variant in graph.variants.items():
         _require(_NAME.fullmatch(label), f"{where}: variant {_short(label)} is not a name")
         _check_variant(f"{where}, variant {label!r}", variant, graph, manifest)

@@ -14,12 +14,26 @@ Tensor = NDArray[Any]
 Tensors = Mapping[str, Tensor]
 
 
-class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The sizes that a named axis may take; `opt` is what a backend should tune for."""
+class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The sizes that a named axis may take: multiples of `step`; `opt` is what a backend should tune for."""
 
     min: int
     opt: int
     max: int
+    step: int = 1
+
+    def holds(self, size: int) -> bool:
+        """Whether the axis may be that long."""
+        return self.min <= size <= self.max and size % self.step == 0
+
+    def times(self, factor: int) -> "Axis":
+        """The sizes of what is `factor` times as long."""
+        return Axis(*(factor * size for size in (self.min, self.opt, self.max, self.step)))
+
+    def __str__(self) -> str:
+        if self.min == self.max:
+            return str(self.min)
+        return f"{self.min} to {self.max}" + (f", in multiples of {self.step}" if self.step > 1 else "")
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,5 +68,5 @@ def _check_tensor(spec: TensorSpec, array: Tensor, axes: Mapping[str, Axis], siz
         if size != wanted:
             raise InputError(f"input {spec.name!r} is {list(array.shape)}: axis {axis!r} must be {wanted}")
         bounds = axes.get(axis) if isinstance(axis, str) else None
-        if bounds is not None and not bounds.min <= size <= bounds.max:
-            raise InputError(f"input {spec.name!r}: axis {axis!r} is {size}; it was exported for {bounds.min} to {bounds.max}")
+        if bounds is not None and not bounds.holds(size):
+            raise InputError(f"input {spec.name!r}: axis {axis!r} is {size}; it was exported for {bounds}")

@@ -159,10 +159,16 @@ def test_settings_nested_too_deep_are_refused(tiny_bundle):
 
 @pytest.mark.parametrize(
     ("axis", "sizes"),
-    [("sequence", (1, 8, 1 << 62)), ("sequence", (8, 1, 64)), ("sequence", (1, 8, 4)), ("batch", (-1, 1, 4))],
+    [
+        ("sequence", (1, 8, 1 << 62)),
+        ("sequence", (8, 1, 64)),
+        ("sequence", (1, 8, 4)),
+        ("batch", (-1, 1, 4)),
+        ("batch", (1, 1, 4, 0)),
+    ],
 )
 def test_absurd_sizes_of_a_named_axis_are_refused(tiny_bundle, axis, sizes):
-    bounds = dict(zip(("min", "opt", "max"), sizes, strict=True))
+    bounds = dict(zip(("min", "opt", "max", "step"), sizes, strict=False))
     edit(tiny_bundle, lambda manifest: manifest["graphs"]["decoder"]["axes"].update({axis: bounds}))
     assert_refused(tiny_bundle, f"axis '{axis}' has absurd sizes")
 

@@ -11,7 +11,7 @@ import torch
 
 from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError
-from edgegen.export.capture_module import capture_part
+from edgegen.export.capture_module import STEPS, capture_part
 from edgegen.export.card import tensor_card
 from edgegen.export.halves import compute_in_half, store_in_half
 from edgegen.export.parts import Graphed, Model
@@ -32,7 +32,7 @@ from edgegen.proof.tensors import (
     replay,
     require,
 )
-from edgegen.tensors import Tensors
+from edgegen.tensors import Axis, Tensors
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -49,14 +49,16 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
     with BundleWriter(request.output, force=request.force) as writer, torch.no_grad(), reference_operators():
         progress("reference", 0.0)
         recorded, quality = _record(model, request)
-        graphs = {}
+        graphs, axes = {}, {}
         for index, (name, part) in enumerate(model.parts.items()):
             progress("capture", index / len(model.parts))
-            graphs[name] = _variants(capture_part(name, part, model.axes), request.precision)
+            captured = capture_part(name, part, model.axes)
+            axes[name] = _stepped(model.axes, captured.meta[STEPS])
+            graphs[name] = _variants(captured, request.precision)
         progress("write", 0.0)
         written = {name: write_variants(variants, name, writer.directory) for name, variants in graphs.items()}
         del graphs
-        manifest = _write_rest(writer.directory, request, model, written, recorded, quality)
+        manifest = _write_rest(writer.directory, request, model, _graphs(written, axes), recorded, quality)
         fidelity = _prove(writer, manifest, progress)
         card = tensor_card(manifest, fidelity, quality).replace("against PyTorch", f"against {_reference_of(model)}")
         (writer.directory / "card.md").write_text(card, encoding="utf-8")
@@ -91,7 +93,7 @@ def _write_rest(
     directory: Path,
     request: Request,
     model: Model,
-    written: Mapping[str, dict[str, Variant]],
+    graphs: dict[str, Graph],
     recorded: tuple[Tensors, Tensors],
     quality: dict[str, float],
 ) -> Manifest:
@@ -117,9 +119,7 @@ def _write_rest(
         precision=request.precision,
         source=Source(source.kind, source.name, source.sha256, source.licence),
         tools={name: metadata.version(name) for name in ("edgegen", "torch", "onnx-ir", "onnxruntime")},
-        graphs={
-            name: Graph(variants, {axis: model.axes[axis] for axis in _axes_of(variants)}) for name, variants in written.items()
-        },
+        graphs=graphs,
         settings=settings,
         proof="proof/proof.json",
         files={},
@@ -138,6 +138,18 @@ def _tolerances(model: Model) -> dict[str, TensorTolerance]:
         return dict(TOLERANCES)
     said = f"; the reference is {reference}, not PyTorch"
     return {name: TensorTolerance(t.largest, t.mean, t.reason + said) for name, t in TOLERANCES.items()}
+
+
+def _stepped(axes: Mapping[str, Axis], steps: Mapping[str, int]) -> dict[str, Axis]:
+    """The axes, with the multiples that one graph asks for."""
+    return {name: msgspec.structs.replace(axis, step=steps.get(name, axis.step)) for name, axis in axes.items()}
+
+
+def _graphs(written: Mapping[str, dict[str, Variant]], axes: Mapping[str, Mapping[str, Axis]]) -> dict[str, Graph]:
+    """The manifest's entries: what was written, with the bounds of the axes that it names."""
+    return {
+        name: Graph(variants, {axis: axes[name][axis] for axis in _axes_of(variants)}) for name, variants in written.items()
+    }
 
 
 def _axes_of(variants: Mapping[str, Variant]) -> list[str]:

@@ -18,6 +18,7 @@ from edgegen.export.parts import Graphed, Part, example, usual_sizes
 from edgegen.export.substitutes import reference_operators
 from edgegen.tensors import Axis, TensorSpec
 
+STEPS = "steps"
 OPSET = 23  # without a cache nothing of 24 is needed, and onnxruntime 1.23, the last one for Python 3.10, knows no 24
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
 
@@ -26,13 +27,19 @@ def capture_part(name: str, part: Part, axes: Mapping[str, Axis]) -> ir.Model:
     """Capture `part` as the graph `name`; float32 inside and out.
 
     An axis whose module takes multiples of a number alone (of 8, say) is captured so; its bounds must be such multiples.
-    `Part.steps` says them beforehand: the exporter then has far less to find out.
+    `Part.steps` says them beforehand: the exporter then has far less to find out. `meta[STEPS]` of the result are those
+    that it has, by axis.
 
     Raises:
         CaptureError: it cannot be captured; says which module, operator and line, and what to do.
     """
     given = part.module if isinstance(part.module, Graphed) else None
-    model = given.graph() if given else _onnx(name, part, _exported(name, part, axes))
+    steps: dict[str, int] = {}
+    if given:
+        model = given.graph()
+    else:
+        program, steps = _exported(name, part, axes)
+        model = _onnx(name, part, program)
     passes.remove_dead(model.graph)
     passes.strip_metadata(model)
     _name(model.graph, name, part)
@@ -44,10 +51,12 @@ def capture_part(name: str, part: Part, axes: Mapping[str, Axis]) -> ir.Model:
         )
     model.opset_imports.clear()
     model.opset_imports.update({"": OPSET})
+    model.meta[STEPS] = steps
     return model
 
 
-def _exported(name: str, part: Part, axes: Mapping[str, Axis]) -> torch.export.ExportedProgram:
+def _exported(name: str, part: Part, axes: Mapping[str, Axis]) -> tuple[torch.export.ExportedProgram, dict[str, int]]:
+    """The program, and of which number the sizes of each dynamic axis must be multiples."""
     used = {axis for spec in part.inputs for axis in spec.axes if isinstance(axis, str)}
     factors = {axis: part.steps.get(axis, 1) for axis in sorted(used) if axes[axis].min != axes[axis].max}
     while True:
@@ -68,7 +77,7 @@ def _exported(name: str, part: Part, axes: Mapping[str, Axis]) -> torch.export.E
         factors |= larger
     if narrowed := limits_error(name, Limits(bounds=_narrowed(program, part, factors)), axes):
         raise narrowed
-    return program
+    return program, {axis: factor for axis, factor in factors.items() if factor > 1}
 
 
 def _narrowed(

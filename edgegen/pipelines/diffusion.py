@@ -52,20 +52,20 @@ class Diffusion(Owner):
         tokenizers: Mapping[str, Tokenizer] | None = None,
     ) -> None:
         self.settings = settings
-        self.runners = {name: BatchedGraph(session, (axes or {}).get(name)) for name, session in sessions.items()}
+        self.graphs = {name: BatchedGraph(session, (axes or {}).get(name)) for name, session in sessions.items()}
         self._check_graphs()
         self._inputs = sessions["denoiser"].inputs
         self._decoder = self._vae_decoder()
-        text = None if settings.text is None else TextConditioner(settings.text, self.runners, tokenizers or {})
+        text = None if settings.text is None else TextConditioner(settings.text, self.graphs, tokenizers or {})
         self._conditions = Conditions(self._inputs, settings, text)
 
     def _check_graphs(self) -> None:
         text = () if self.settings.text is None else self.settings.text.encoders
         needed = {"denoiser", *(encoder.graph for encoder in text)} | ({"vae_decoder"} if self.settings.latent else set())
-        missing = needed - self.runners.keys()
+        missing = needed - self.graphs.keys()
         if missing:
             raise BundleError(f"a diffusion model with these settings needs the graphs {sorted(missing)}; export it again")
-        inputs = self.runners["denoiser"].session.inputs
+        inputs = self.graphs["denoiser"].session.inputs
         known = {"sample", "timestep", "class_ids", "encoder_hidden_states", "pooled", "time_ids", "guidance"}
         unknown = inputs.keys() - known
         if unknown or not {"sample", "timestep"} <= inputs.keys():
@@ -76,7 +76,7 @@ class Diffusion(Owner):
     def _vae_decoder(self) -> Decoder | None:
         if self.settings.latent is None:
             return None
-        return Decoder(self.runners["vae_decoder"], self.settings.latent.factor, self.settings.pixels)
+        return Decoder(self.graphs["vae_decoder"], self.settings.latent.factor, self.settings.pixels)
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Diffusion":
@@ -207,7 +207,7 @@ class Diffusion(Owner):
     def _cut(self, tile: int | None, overlap: int | None, batch_size: int | None) -> Cut:
         """How large a run may be; InputError before the first one where it cannot be so."""
         cut = Cut(tile, overlap, batch_size)
-        self.runners["denoiser"].size(batch_size)
+        self.graphs["denoiser"].size(batch_size)
         if self._decoder is not None:
             self._decoder.tiling(cut)
         elif tile is not None or overlap is not None:
@@ -217,13 +217,13 @@ class Diffusion(Owner):
     def _given_image(self, image: Any) -> NDArray[np.uint8] | None:
         if image is None:
             return None
-        if self.settings.latent is not None and "vae_encoder" not in self.runners:
+        if self.settings.latent is not None and "vae_encoder" not in self.graphs:
             raise InputError("init_image needs the graph vae_encoder, which this bundle does not have")
         return pixel_batch(image, self._image_channels())
 
     def _image_channels(self) -> int:
         graph = "denoiser" if self.settings.latent is None else "vae_encoder"
-        channels = next(iter(self.runners[graph].session.inputs.values())).axes[1]
+        channels = next(iter(self.graphs[graph].session.inputs.values())).axes[1]
         return int(channels) if isinstance(channels, int) else 3
 
     def _shape(self, height: int | None, width: int | None, given: NDArray[np.uint8] | None) -> tuple[int, int, int]:
@@ -252,16 +252,14 @@ class Diffusion(Owner):
 
         Raises InputError where `side` cannot be that long.
         """
-        bounds, wanted = self.runners["denoiser"].bounds("sample", place), pixels // factor
+        bounds, wanted = self.graphs["denoiser"].bounds("sample", place), pixels // factor
         if bounds is None:
             if not wanted:
                 raise BundleError("the graph does not say how large sample is; export the model again")
             return wanted
         size = wanted or bounds.opt
-        if not bounds.min <= size <= bounds.max:
-            least, most = bounds.min * factor, bounds.max * factor
-            sizes = f"{least}" if least == most else f"{least} to {most}"
-            raise InputError(f"{side} is {size * factor} pixels; this model was exported for {sizes}")
+        if not bounds.holds(size):
+            raise InputError(f"{side} is {size * factor} pixels; this model was exported for {bounds.times(factor)}")
         return size
 
     def _tokens(self, shape: tuple[int, ...]) -> int:
@@ -274,7 +272,7 @@ class Diffusion(Owner):
         clean = self.settings.pixels.from_uint8(pixels)
         latent = self.settings.latent
         if latent is not None:
-            mean, _ = Encoder(self.runners["vae_encoder"], latent.factor).moments(clean, cut=cut)
+            mean, _ = Encoder(self.graphs["vae_encoder"], latent.factor).moments(clean, cut=cut)
             clean = (mean - latent.shift) * latent.scale
         if len(clean) not in (1, shape[0]):
             raise InputError(f"init_image holds {len(clean)} images for {shape[0]}; give one, or one for each")
@@ -294,12 +292,12 @@ class Diffusion(Owner):
         return replace(job, mask=small, anew=anew, pixels=whole, beside=beside)
 
     def _guided(self, job: Job) -> Guided:
-        runner, shape = self.runners["denoiser"], job.noise.shape
+        graph, shape = self.graphs["denoiser"], job.noise.shape
         channels = self._inputs["sample"].axes[1]
         if isinstance(channels, int) and channels != shape[1] and job.beside is None:
             raise InputError("this model is made for inpainting: give init_image and mask")
         strengths = {"scale": job.guidance, "rescale": job.rescale}
-        return Guided(runner, shape, job.conditions, job.without, beside=job.beside, batch_size=job.cut.batch_size, **strengths)
+        return Guided(graph, shape, job.conditions, job.without, beside=job.beside, batch_size=job.cut.batch_size, **strengths)
 
     def _for_vae(self, sample: Floats) -> Floats:
         """Samples of the denoiser as its VAE knows them; of a model that works on pixels, as they are."""
@@ -323,7 +321,7 @@ class Diffusion(Owner):
             self.settings.schedule, self.settings.stepper, inputs["steps"].item(), tokens=self._tokens(latents.shape)
         )
         if "pixels" in inputs:
-            encoded = self.runners["vae_encoder"].run({"image": inputs["pixels"]})
+            encoded = self.graphs["vae_encoder"].run({"image": inputs["pixels"]})
             yield from ((name, encoded[name]) for name in ("mean", "log_variance"))
         told, without = self._conditions.recorded(inputs, latents.shape)
         yield from ((name, told[name]) for name in ("encoder_hidden_states", "pooled") if name in told)
@@ -339,7 +337,7 @@ class Diffusion(Owner):
     @property
     def sessions(self) -> tuple[Session, ...]:
         """Of each graph."""
-        return tuple(runner.session for runner in self.runners.values())
+        return tuple(graph.session for graph in self.graphs.values())
 
 
 _OPTIONS = inspect.signature(Diffusion.generate).parameters.keys() - {"self", "progress"}

@@ -49,7 +49,9 @@ def captured_once(_captured, monkeypatch):
         key = (repr(part.module), str(said), weights, part.inputs, part.outputs, str(part.steps), str(used))
         if key not in _captured:
             _captured[key] = capture(name, part, axes)
-        return _captured[key].clone()
+        copy = _captured[key].clone()
+        copy.meta.update(_captured[key].meta)  # clone leaves them behind
+        return copy
 
     monkeypatch.setattr(assemble, "capture_part", remember)
 

@@ -73,6 +73,11 @@ def test_the_image_is_that_of_diffusers(name, tmp_path, captured_once):
         changed = model.generate(prompt=PROMPT, init_image=made, strength=0.5, steps=4, height=height, width=width).pixels
         with pytest.raises(InputError, match="height is 64 pixels; this model was exported for 8 to 32"):
             model.generate(prompt=PROMPT, height=64)
+        factor, bounds = settings.latent.factor, model.graphs["denoiser"].axes["latent_height"]
+        assert bounds.step == (1 if name == "sdxl" else 2)
+        if bounds.step > 1:
+            with pytest.raises(InputError, match=f"exported for 8 to 32, in multiples of {2 * factor}"):
+                model.generate(prompt=PROMPT, height=8 + factor)
     assert not np.array_equal(several[0], several[1])
     assert changed.shape == (1, height, width, 3)
 

@@ -9,7 +9,7 @@ from own_modules import AXES, captured, declared
 from torch import nn
 
 from edgegen.errors import CaptureError
-from edgegen.export.capture_module import capture_part
+from edgegen.export.capture_module import STEPS, capture_part
 from edgegen.export.explain import limits_error, limits_of
 from edgegen.export.noise import with_noise_inputs
 from edgegen.export.parts import Part, example, parse_spec
@@ -98,6 +98,10 @@ def test_a_module_that_takes_multiples_alone_is_captured_for_them(module: nn.Mod
     for height, width in ((8, 8), (16, 32), (32, 16)):
         x = torch.randn(1, 3, height, width)
         np.testing.assert_allclose(run(x)[0], module(x).numpy(), atol=1e-5)  # a sum of four
+
+
+def test_the_multiples_that_a_module_takes_are_known_afterwards():
+    assert capture_part("g", Part(Rows().eval(), *IMAGES), AXES).meta[STEPS] == {"height": 4}
 
 
 def test_bounds_that_are_no_multiples_are_refused_with_the_number():

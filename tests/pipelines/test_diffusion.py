@@ -233,8 +233,8 @@ def test_how_large_a_run_of_the_vae_is_changes_no_image():
 def test_an_image_larger_than_the_vae_was_exported_for_goes_in_tiles():
     with latent_model() as model:
         small = Axis(2, 2, 3)
-        sessions = {name: runner.session for name, runner in model.runners.items()}
-        axes = {"denoiser": model.runners["denoiser"].axes, "vae_decoder": {"height": small, "width": small}}
+        sessions = {name: graph.session for name, graph in model.graphs.items()}
+        axes = {"denoiser": model.graphs["denoiser"].axes, "vae_decoder": {"height": small, "width": small}}
         rows = []
         run = sessions["vae_decoder"].run
         sessions["vae_decoder"].run = lambda feed: (rows.append(feed["latent"].shape[2:]), run(feed))[1]
