@@ -60,7 +60,7 @@ def export(source: str, output: Path, as_json: bool, **options: Any) -> None:
     """Export SOURCE to a bundle: ONNX, quantized, proven equal to the original.
 
     SOURCE is a recipe.py, package.module:function that returns modules, a Hugging Face directory (config.json, safetensors),
-    or a .gguf or .onnx file.
+    a diffusers directory (model_index.json), or a .gguf or .onnx file.
     """
     run = _export_function()
     with _progress() as progress:

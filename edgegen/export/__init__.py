@@ -62,7 +62,7 @@ def export(
     check_place(Path(output).absolute(), force)  # again when it is written; here before anything slow
     try:
         from edgegen.export.families import FAMILIES
-        from edgegen.export.recipe import load_recipe
+        from edgegen.export.recipe import Recipe, declared_by, load_recipe
         from edgegen.export.request import Request
         from edgegen.export.sources import open_source, source_kind
     except ModuleNotFoundError as error:
@@ -74,7 +74,9 @@ def export(
     wanted = family or (recipe.family if recipe else None) or _usual_family(source, kind, FAMILIES)
     if wanted not in FAMILIES:
         raise UnknownNameError("family", wanted, FAMILIES)
-    opened = _declared(open_source(source, checkpoint), wanted, inputs, outputs, axes, settings)
+    said = declared_by(recipe if recipe and not recipe.modules else Recipe("", wanted))
+    options = inputs or said["inputs"], outputs or said["outputs"], (*said["axes"], *axes), (*said["settings"], *settings)
+    opened = _declared(open_source(source, checkpoint), wanted, *options)
     chosen = precision or (recipe.precision if recipe else "fp32")
     length = context_length or (recipe.context_length if recipe else None)
     request = Request(opened, output, chosen, name or opened.name, length, limit, force)  # type: ignore[arg-type]
@@ -114,7 +116,8 @@ def _declared(opened: Any, family: str, *options: Sequence[str]) -> Any:
     if declared and hasattr(opened, "declare"):
         return opened.declare(declared)
     if declared:
-        raise InputError(f"--input, --returns, --axis and --setting are for modules and ONNX files; {opened.name} is neither")
+        names = "inputs, outputs, axes and settings (--input, --returns, --axis, --setting)"
+        raise InputError(f"{names} are for modules and ONNX files; {opened.name} is neither")
     return opened
 
 

@@ -4,6 +4,7 @@ A recipe is the user's own code and is run, like a Makefile: only checkpoints ar
 """
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -29,7 +30,8 @@ class Recipe:
     A model of one's own has `modules` instead of a checkpoint's format: it returns the module, or one for each graph of the
     family by name; `source` then gives their weights (safetensors), or is None where `modules` sets them itself.
     `inputs` and `outputs` are tensors such as "z float32[batch, 128]", by graph; `axes` the (least, usual, most) of each named
-    axis; `settings` what the family's pipeline wants to know. All three only where the family's own do not fit.
+    axis; `settings` what the family's pipeline wants to know. All four only where the family's own, or what an ONNX file or a
+    diffusers directory says, do not fit.
     """
 
     name: str
@@ -43,6 +45,16 @@ class Recipe:
     outputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def declared_by(recipe: Recipe) -> dict[str, list[str]]:
+    """What a recipe without `modules` says of its source, written as the command line's options are."""
+    listed = {
+        name: [f"{graph}: {spec}" if graph else spec for graph, specs in tensors.items() for spec in specs]
+        for name, tensors in (("inputs", recipe.inputs), ("outputs", recipe.outputs))
+    }
+    axes = [f"{axis}={least}..{usual}..{most}" for axis, (least, usual, most) in recipe.axes.items()]
+    return listed | {"axes": axes, "settings": [f"{key}={json.dumps(value)}" for key, value in recipe.settings.items()]}
 
 
 def load_recipe(path: Path) -> Recipe:
