@@ -94,7 +94,7 @@ class OrtSession:
         self._optional = _check_signature(self._native, variant)
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._required = self._fed.keys() - self._optional
-        self._stateless = None if variant.state else Binding(self._native)
+        self._checked: tuple[Any, ...] | None = None
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -118,28 +118,35 @@ class OrtSession:
     def run(self, inputs: Tensors, *, state: State | None = None, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Run once: see the protocol."""
         with self._lock:
-            self._open()
+            native = self._open()
             binding = self._binding(state)
             names = self._fetched if outputs is None else tuple(outputs)
-            if not binding.repeats(inputs, names):
+            if binding is None or not binding.repeats(inputs, names):
                 self._check(inputs, names)
             try:
+                if binding is None:  # a plain run costs less than a binding of which nothing stays bound
+                    return dict(zip(names, native.run(names, inputs), strict=bool(names)))  # it takes () for all
                 return binding.run(inputs, names, self._optional)
             except _ERRORS as error:
                 raise _backend_error(f"{self._path} failed", error) from error
 
-    def _check(self, inputs: Tensors, names: Sequence[str]) -> None:
+    def _check(self, inputs: Tensors, names: tuple[str, ...]) -> None:
+        form = (names, *((name, array.dtype, array.shape) for name, array in inputs.items()))
+        if form == self._checked:  # as the last run's
+            return
+        self._checked = None
         check_feed({name: self._fed[name] for name in self._fed.keys() & inputs.keys() | self._required}, inputs, self._axes)
         unknown = [name for name in names if name not in self._outputs]
         if unknown:
             raise InputError(f"no output named {unknown}; there are {sorted(self._outputs)}")
+        self._checked = form
 
     def close(self) -> None:
         """Free the session and every state of it."""
         with self._lock:
             for state in list(self._states):
                 state.close()
-            self._native = self._stateless = None
+            self._native = None
             self._shared = ()
 
     def __enter__(self) -> "OrtSession":
@@ -153,11 +160,12 @@ class OrtSession:
             raise BackendError(f"the session of {self._path} is closed; load the bundle again")
         return self._native
 
-    def _binding(self, state: State | None) -> "Binding":
-        if self._stateless is not None:
+    def _binding(self, state: State | None) -> "Binding | None":
+        """What keeps the state bound; None where the graph has none."""
+        if not self._pairs:
             if state is not None:
                 raise InputError(f"{self._path} keeps no state; run it without one")
-            return self._stateless
+            return None
         if not isinstance(state, OrtState) or state not in self._states or state.binding is None:
             raise InputError(f"{self._path} needs an open state, made by new_state() of this session")
         return state.binding
