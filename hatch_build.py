@@ -17,9 +17,19 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path(__file__).parent / "edgegen" / "native"
 LIBRARY = NATIVE / "libedgegen_kernels.so"
-KERNELS = ["products.c", "attend.c", "normalize.c", "convolve.c", "winograd.c", "table.c"]  # compiled for each instruction set
+KERNELS = [
+    "products.c",
+    "attend.c",
+    "normalize.c",
+    "convolve.c",
+    "winograd.c",
+    "doubling.c",
+    "look.c",
+    "table.c",
+]  # for each set
 OPERATORS = [
-    "operators.c", "matmul_op.c", "attention_op.c", "group_norm_op.c", "conv_transpose_op.c", "winograd_op.c", "library.c"
+    "operators.c", "matmul_op.c", "attention_op.c", "group_norm_op.c", "conv_transpose_op.c", "winograd_op.c", "doubling_op.c",
+    "look_op.c", "library.c",
 ]  # fmt: skip
 COMMON = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-s"]
 INSTRUCTION_SETS = {  # of each machine, and what the compiler must be told

@@ -1,4 +1,4 @@
-"""Which nodes of an image model's graph edgegen's own CPU kernels take: normalization in groups, and convolutions.
+"""Which nodes of an image model's graph edgegen's own CPU kernels take: normalization in groups, convolutions, attention.
 
 What follows such a node and costs a kernel nothing (an activation, a sum with another image) becomes part of it.
 """
@@ -15,11 +15,15 @@ _STANDARD = (b"", b"ai.onnx")
 _FLOAT32 = 1  # TensorProto.DataType
 _FOLDED = (b"Cast", b"Transpose", b"Mul", b"Div", b"Reshape")
 _GROUP_NORM_SINCE = 21  # before, the scale was for groups
+_SHAPES = {b"Conv": (3, 3, 1, 1, 0, 0), b"ConvTranspose": (4, 4, 2, 2, 0, 0)}  # of the weights, strides, output's padding
 _ACTIVATIONS = {b"Relu": 1, b"LeakyRelu": 2, b"Tanh": 3}  # native/kernels.h
-_POINTS_BYTES = 36 * 4  # native/winograd_op.c: of each pair of an input and an output channel
+_POINTS_BYTES = {b"Conv": 36 * 4, b"ConvTranspose": 64 * 4}  # winograd_op.c, doubling_op.c: of two channels, one in, one out
 _MOST_POINTS_BYTES = 64 << 20  # of a graph: four times what the weights take, which small convolutions on large images repay
-_LEAST_PIXELS = 144  # below, tiles of 4 x 4 leave lanes empty; 12 x 12 fill nine of sixteen
-_LEAST_CHANNELS = 8
+_LEAST_PIXELS = {b"Conv": 144, b"ConvTranspose": 256}  # of the output; below, too few of the sixteen lanes have a tile
+# So few pixels that the filters of one image cost more to read than they spare: they are used from so many tiles on alone, and
+# take no more room than caches have.
+_FEW_PIXELS, _FEW_TILES, _MOST_OF_FEW_BYTES = 576, 32, 10 << 20
+_LEAST_CHANNELS = {b"Conv": 8, b"ConvTranspose": 16}
 
 _DEFAULTS: dict[bytes, Value] = {
     b"pads": (0, 0, 0, 0),
@@ -29,6 +33,7 @@ _DEFAULTS: dict[bytes, Value] = {
     b"group": 1,
     b"auto_pad": b"NOTSET",
 }
+_FEW, _MOST_TAPS = 8, 64  # native/conv_transpose_op.c: channels that a lane is not one of; rows and columns of weights
 _PADS = (b"pad_top", b"pad_left", b"pad_bottom", b"pad_right")
 _STRIDES = (b"stride_h", b"stride_w", b"out_pad_h", b"out_pad_w")
 
@@ -46,12 +51,18 @@ class ImageNodes:
             for name in {*node.inputs}:
                 self._users.setdefault(name, []).append(place)
         self._has_inner_graphs = any(None in node.attributes.values() for node in graph.nodes)
-        takers = {b"GroupNormalization": self._group_norm, b"ConvTranspose": self._conv_transpose}
+        self._minimal = {*self._with_fewer_products()}
+        takers = {
+            b"GroupNormalization": self._group_norm, b"ConvTranspose": self._conv_transpose, b"Attention": self._attention
+        }  # fmt: skip
         for place, node in enumerate(graph.nodes):
             if node.domain in _STANDARD and node.operator in takers:
                 takers[node.operator](place, node)
-        for place in self._small_convolutions():
-            self._convolution(place, graph.nodes[place])
+        for place, node in enumerate(graph.nodes):
+            if node.operator == b"Conv" and node.domain in _STANDARD and place in self._minimal:
+                self._convolution(place, node)
+            elif node.operator == b"Conv" and node.domain in _STANDARD:
+                self._convolution_to_few(place, node)
 
     def _put(self, places: list[int], new: bytes) -> None:
         """Nodes become one, where the last of them was: all that it reads is there by then."""
@@ -81,40 +92,58 @@ class ImageNodes:
             return []
         return places if self._only_user(gate.outputs[0]) == places[1] else []
 
+    def _attention(self, place: int, node: Node) -> None:
+        """That of every query to every key, by heads: no mask, no cache, nothing but the output asked for."""
+        said, tensors = node.attributes, (*node.inputs, *node.outputs)
+        plain = not said.get(b"is_causal") and not said.get(b"softcap") and b"q_num_heads" not in said
+        is_float32 = all(self._graph.dtypes.get(name, _FLOAT32) == _FLOAT32 for name in tensors)
+        if plain and is_float32 and (len(node.inputs), len(node.outputs)) == (3, 1) and b"" not in tensors:
+            scale = said.get(b"scale")
+            scaled: dict[bytes, int | float] = {b"scale": scale} if isinstance(scale, float) else {}
+            self._put([place], encode(b"Attention", DOMAIN, node.inputs, node.outputs, scaled))
+
     def _conv_transpose(self, place: int, node: Node) -> None:
         said = _form(node)
         if said and len(node.inputs) <= 3 and self._are_float32(*node.inputs[1:]):
             places, output, activation = self._activation(place, node.outputs[0])
-            self._put(places, encode(b"ConvTranspose", DOMAIN, node.inputs, (output,), said | activation))
+            operator = b"DoublingConvTranspose" if place in self._minimal else b"ConvTranspose"
+            some = {b"direct_below": _FEW_TILES} if self._pixels(node, _FEW_PIXELS) < _FEW_PIXELS else {}
+            self._put(places, encode(operator, DOMAIN, node.inputs, (output,), said | activation | some))
 
-    def _small_convolutions(self) -> Iterator[int]:
-        """Places of those that the kernel can take, from few channels to many until their weights take too much memory."""
+    def _with_fewer_products(self) -> Iterator[int]:
+        """Places of convolutions that minimal filtering takes, from few channels to many until weights take too much room."""
         found = []
         for place, node in enumerate(self._graph.nodes):
-            if node.operator == b"Conv" and node.domain in _STANDARD and self._is_square(node):
-                outputs, inputs = self._constants[node.inputs[1]].shape[:2]
-                found.append((-(-outputs // 8) * 8 * inputs * _POINTS_BYTES, place))
+            if node.operator in _POINTS_BYTES and node.domain in _STANDARD and self._is_minimal(node):
+                pairs = math.prod(-(-channels // 8) * 8 for channels in self._constants[node.inputs[1]].shape[:2])
+                size_bytes = pairs * _POINTS_BYTES[node.operator]
+                has_many = node.operator == b"Conv" or self._pixels(node, _FEW_PIXELS) >= _FEW_PIXELS
+                if has_many or size_bytes <= _MOST_OF_FEW_BYTES:
+                    found.append((size_bytes, place))
         taken_bytes = 0
         for size_bytes, place in sorted(found):
             taken_bytes += size_bytes
             if taken_bytes <= _MOST_POINTS_BYTES:
                 yield place
 
-    def _is_square(self, node: Node) -> bool:
-        """Whether a convolution is one of 3 x 3, pixel by pixel, on images that are not known to be tiny."""
-        said = _form(node)
+    def _is_minimal(self, node: Node) -> bool:
+        """Whether a convolution is one of 3 x 3 by the pixel, or one of 4 x 4 that doubles; on images not known to be tiny."""
+        said, kind = _form(node), node.operator
         if not said or len(node.inputs) not in (2, 3) or not self._are_float32(*node.inputs[1:]):
             return False
-        weights, image = self._constants[node.inputs[1]].shape, self._graph.shapes.get(node.outputs[0], ())
-        sides = [side for side in image[2:] if isinstance(side, int)]
+        weights = self._constants[node.inputs[1]].shape
         return (
             len(weights) == 4
-            and weights[2:] == (3, 3)
-            and min(weights[:2]) >= _LEAST_CHANNELS
-            and (said[b"stride_h"], said[b"stride_w"]) == (1, 1)
-            and all(0 <= said[pad] <= 2 for pad in _PADS)
-            and (len(sides) < 2 or math.prod(sides) >= _LEAST_PIXELS)
+            and (*weights[2:], *(said[name] for name in _STRIDES)) == _SHAPES[kind]
+            and min(weights[:2]) >= _LEAST_CHANNELS[kind]
+            and all(0 <= said[pad] < weights[2] for pad in _PADS)
+            and self._pixels(node, _LEAST_PIXELS[kind]) >= _LEAST_PIXELS[kind]
         )
+
+    def _pixels(self, node: Node, otherwise: int) -> int:
+        """Of the image that a node gives; `otherwise` where its size is not known."""
+        sides = [side for side in self._graph.shapes.get(node.outputs[0], ())[2:] if isinstance(side, int)]
+        return math.prod(sides) if len(sides) == 2 else otherwise
 
     def _convolution(self, place: int, node: Node) -> None:
         places, output, added = [place], node.outputs[0], self._added(node.outputs[0])
@@ -125,6 +154,20 @@ class ImageNodes:
         more, output, activation = self._activation(places[-1], output, without=b"Tanh")
         said = {name: value for name, value in _form(node).items() if name in _PADS}
         self._put([*places, *more], encode(b"Conv", DOMAIN, inputs, (output,), said | activation))
+
+    def _convolution_to_few(self, place: int, node: Node) -> None:
+        """One that ends in few channels, as images have: a transposed one with its weights turned round, in steps of one."""
+        said = _form(node)
+        if not said or len(node.inputs) not in (2, 3) or not self._are_float32(*node.inputs[1:]):
+            return
+        weights = self._constants[node.inputs[1]].shape
+        if len(weights) != 4 or not 1 <= weights[0] <= _FEW or weights[1] < 2 * _FEW or max(weights[2:]) > _MOST_TAPS:
+            return
+        pads = {pad: side - 1 - int(said[pad]) for pad, side in zip(_PADS, 2 * weights[2:], strict=True)}
+        if (said[b"stride_h"], said[b"stride_w"]) == (1, 1) and all(0 <= pad < max(weights[2:]) for pad in pads.values()):
+            places, output, activation = self._activation(place, node.outputs[0])
+            new = encode(b"ConvTranspose", DOMAIN, node.inputs, (output,), said | pads | {b"convolution": 1} | activation)
+            self._put(places, new)
 
     def _added(self, name: bytes) -> tuple[int, bytes] | None:
         """The place of the node that adds an image of the same shape to `name`, and that image."""

@@ -15,7 +15,7 @@ _MICROSOFT = b"com.microsoft"
 _ATTENTION_ATTRIBUTES = {
     b"num_heads", b"kv_num_heads", b"do_rotary", b"rotary_interleaved", b"scale", b"softcap", b"local_window_size"
 }  # fmt: skip
-_OURS = (b"MatMulNBits", b"GroupQueryAttention", b"GroupNormalization", b"ConvTranspose", b"Conv")
+_OURS = (b"MatMulNBits", b"GroupQueryAttention", b"GroupNormalization", b"ConvTranspose", b"Conv", b"Attention")
 
 
 def exchange(model: bytes, head_sizes: Mapping[str, int]) -> tuple[bytes, int]:

@@ -40,20 +40,21 @@ class Constant(NamedTuple):
 class Graph(NamedTuple):
     """The nodes of a model's graph in its order, and what else of it decides which of them may change.
 
-    `constants` are its initializers, `shapes` what is said of values' shapes (names are of axes without a size), `outputs` the
-    names of what the graph gives, `opsets` the version of each domain.
+    `constants` are its initializers, `shapes` and `dtypes` what is said of values (names are of axes without a size; of
+    TensorProto.DataType), `outputs` the names of what the graph gives, `opsets` the version of each domain.
     """
 
     nodes: tuple[Node, ...]
     constants: dict[bytes, Constant]
     shapes: dict[bytes, tuple[int | bytes, ...]]
+    dtypes: dict[bytes, int]
     outputs: frozenset[bytes]
     opsets: dict[bytes, int]
 
 
 def read(model: bytes) -> Graph:
     """Read a serialized model; IndexError or ValueError where it is cut short or malformed."""
-    found = Graph((), {}, {}, frozenset(), {})
+    found = Graph((), {}, {}, {}, frozenset(), {})
     for field, _, start, stop in _fields(model, 0, len(model)):
         if field == _MODEL_OPSET:
             said = dict(_texts(model, start, stop))
@@ -72,22 +73,23 @@ def _graph(data: bytes, start: int, stop: int, found: Graph) -> Graph:
             name, dtype = dict(_texts(data, first, last)).get(8, b""), dict(_numbers(data, first, last)).get(2, 0)
             found.constants[name] = Constant(dtype, tuple(_integers(data, first, last, 1)))
         elif field in _GRAPH_VALUES:
-            name, found.shapes[name] = _value(data, first, last)
+            name, found.shapes[name], found.dtypes[name] = _value(data, first, last)
             outputs |= {name} if field == _GRAPH_OUTPUT else set()
     return found._replace(nodes=tuple(nodes), outputs=frozenset(outputs))
 
 
-def _value(data: bytes, start: int, stop: int) -> tuple[bytes, tuple[int | bytes, ...]]:
-    """A ValueInfoProto's name and shape; no axes where the shape is not said."""
-    name, shape = b"", []
+def _value(data: bytes, start: int, stop: int) -> tuple[bytes, tuple[int | bytes, ...], int]:
+    """A ValueInfoProto's name, shape and dtype; no axes, or 0, where they are not said."""
+    name, shape, dtype = b"", [], 0
     for field, _, first, last in _fields(data, start, stop):
         if field == 1:
             name = data[first:last]
         elif field == 2:
+            dtype = next((dict(_numbers(data, *place)).get(1, 0) for place in _inner(data, first, last, (1,))), 0)
             for axis in _inner(data, first, last, (1, 2, 1)):  # TypeProto.tensor_type, its shape, its axes
                 sizes: dict[int, int | bytes] = {**dict(_numbers(data, *axis)), **dict(_texts(data, *axis))}
                 shape.append(sizes.get(1, sizes.get(2, b"")))
-    return name, tuple(shape)
+    return name, tuple(shape), dtype
 
 
 def _inner(data: bytes, start: int, stop: int, path: tuple[int, ...]) -> Iterator[tuple[int, int]]:

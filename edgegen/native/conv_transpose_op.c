@@ -1,7 +1,8 @@
 // ConvTranspose of ONNX for images, float32 [batch, inputs, height, width], and the activation after it.
 //
 // Output pixels that are a stride apart have their part of the kernel in common: each such phase is a convolution of the input
-// in steps of one pixel. No zero is put between the input's pixels, and no sum is read back from memory.
+// in steps of one pixel. No zero is put between the input's pixels, and no sum is read back from memory. Where the attribute
+// `convolution` is 1 the weights are those of a Conv in steps of one, which is the same with its weights turned round.
 #include <stdatomic.h>
 
 #include "operators.h"
@@ -16,7 +17,7 @@ typedef struct {
 typedef struct {
   OrtApi api;
   Direction down, across;
-  int inputs, outputs, tiles, few, activation;
+  int inputs, outputs, tiles, few, activation, convolution;
   float slope;
   size_t tile_step;
   float *weights;
@@ -41,7 +42,14 @@ static size_t place_of(const ConvTranspose *op, int y, int x) {
          (size_t)(y / op->down.stride) * wide + x / op->across.stride;
 }
 
-static void pack(const ConvTranspose *op, const float *weights) {  // [inputs, outputs, size, size]
+// Of [inputs, outputs, size, size]; of a convolution's [outputs, inputs, size, size], the last first.
+static float weight_at(const ConvTranspose *op, const float *weights, int input, int output, int place) {
+  const int area = op->down.size * op->across.size;
+  return op->convolution ? weights[((size_t)output * op->inputs + input) * area + area - 1 - place]
+                         : weights[((size_t)input * op->outputs + output) * area + place];
+}
+
+static void pack(const ConvTranspose *op, const float *weights) {
   const int lanes = op->few ? op->outputs : TILE, area = op->down.size * op->across.size;
   for (int k = 0; k < area; k++) {
     const size_t place = place_of(op, k / op->across.size, k % op->across.size);
@@ -50,7 +58,7 @@ static void pack(const ConvTranspose *op, const float *weights) {  // [inputs, o
         float *packed = op->weights + tile * op->tile_step + (place * op->inputs + i) * lanes;
         for (int j = 0; j < lanes; j++) {
           const int output = tile * lanes + j;
-          packed[j] = output < op->outputs ? weights[((size_t)i * op->outputs + output) * area + k] : 0;
+          packed[j] = output < op->outputs ? weight_at(op, weights, i, output, k) : 0;
         }
       }
   }
@@ -72,6 +80,7 @@ static OrtStatus *read_attributes(OrtApi api, const OrtKernelInfo *info, ConvTra
                   in_range(api, info, "pad_right", 0, MAX_SIZE, &a->after) &&
                   in_range(api, info, "out_pad_h", 0, MAX_PHASES, &d->more) &&
                   in_range(api, info, "out_pad_w", 0, MAX_PHASES, &a->more) &&
+                  in_range(api, info, "convolution", 0, 1, &op->convolution) &&
                   in_range(api, info, "activation", NO_ACTIVATION, TANH, &op->activation);
   op->slope = float_attribute(api, info, "alpha", 0.01f);
   return fit ? NULL : refuse(api, "edgegen's ConvTranspose: an attribute is out of its range");
@@ -87,7 +96,7 @@ static OrtStatus *create_conv_transpose(const OrtOperator *self, OrtApi api, con
   if (weights.rank != 4 || s[0] < 1 || s[0] > MAX_SIZE || s[1] < 1 || s[1] > MAX_SIZE || s[2] < 1 || s[2] > MAX_KERNEL ||
       s[3] < 1 || s[3] > MAX_KERNEL)
     return refuse(api, "edgegen's ConvTranspose: weights must be [inputs, outputs, height, width], and the kernel 64 at most");
-  op.inputs = (int)s[0], op.outputs = (int)s[1], op.down.size = (int)s[2], op.across.size = (int)s[3];
+  op.inputs = (int)s[op.convolution], op.outputs = (int)s[!op.convolution], op.down.size = (int)s[2], op.across.size = (int)s[3];
   op.few = op.outputs <= FEW;
   op.tiles = op.few ? 1 : (op.outputs + TILE - 1) / TILE;
   op.tile_step = (size_t)op.inputs * (op.few ? op.outputs : TILE) * op.down.size * op.across.size;

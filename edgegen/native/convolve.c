@@ -2,8 +2,7 @@
 //
 // With many outputs a lane is an output channel, and a few pixels of a row (of a few rows) are computed at once: their sums
 // stay in registers while the weights are read as one stream. With few outputs a lane is a pixel.
-#include "kernels.h"
-#include "lanes.h"
+#include "sums.h"
 
 // As many sums as the registers have room for: tiles at once; pixels, with one tile and with two; and with few outputs, spans
 // of 16 pixels and outputs.
@@ -17,38 +16,11 @@ enum { WIDE = 1, PIXELS_OF_ONE = 5, PIXELS_OF_TWO = 0, SPANS = 2, FEW_AT_ONCE = 
 enum { MAX_ROWS_AT_ONCE = 4, MAX_ALONG = 12, MAX_AT_ONCE = 24, MAX_BLOCKS = 16, SUMS = 1024 };
 enum { CACHED_FLOATS = 48 << 10, AHEAD = 1 << 10 };  // weights that a second-level cache keeps; that are asked for early
 
-// Sums are held in parts as wide as a register: gcc keeps wider ones in memory.
-#if defined(__AVX512F__)
-enum { PART = 16 };
-#elif defined(__AVX2__)
-enum { PART = 8 };
-#else
-enum { PART = 4 };
-#endif
-enum { PARTS = 16 / PART };
-typedef float part __attribute__((vector_size(4 * PART)));
-
-INLINE part load_part(const float *p) {
-  part v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-INLINE part all_part(float x) { return x - (part){0}; }
-
 INLINE const float *input_row(const Convolution *c, int row) {
   return c->input + (size_t)(row / c->rows) * c->input_image + (size_t)(row % c->rows) * c->input_row;
 }
 INLINE float *output_row(const Convolution *c, int row) {
   return c->output + (size_t)(row / c->rows) * c->output_image + (size_t)(row % c->rows) * c->output_row;
-}
-
-INLINE f32x16 activate(f32x16 v, int activation, float slope) {
-  if (activation == RELU) return larger(v, (f32x16){0});
-  if (activation == LEAKY_RELU) {
-    const i32x16 negative = v < 0.0f;
-    return (f32x16)(((i32x16)(v * slope) & negative) | ((i32x16)v & ~negative));
-  }
-  return activation == TANH ? tanh16(v) : v;
 }
 
 INLINE void store_some(float *p, f32x16 v, int count) {

@@ -89,6 +89,27 @@ typedef struct {
 // Values [36 points, inputs, vectors * 16]: how far a point's are from the next one's. Not a power of two, which caches dislike.
 static inline size_t winograd_panel(int inputs, int vectors) { return (size_t)inputs * 16 * vectors + 16; }
 
+// A transposed convolution of 4 x 4 in steps of 2: images [inputs, height, width] to [outputs, out_height, out_width], where
+// pad_top rows and pad_left columns are cut off. A tile: 4 x 4 pixels, the next one DOUBLING_STEP further.
+enum { DOUBLING_STEP = 3 };
+typedef struct {
+  int inputs, outputs, images, height, width, out_height, out_width, pad_top, pad_left, tiles_down, tiles_across, activation;
+  float slope;
+  const float *weights;  // [tiles of 8 outputs, 4 phases, 16 points, inputs, 8]
+  const float *bias;     // [outputs], or NULL
+  const float *input;
+  float *output;
+} Doubling;
+
+// What the queries of one head see: all keys of it.
+enum { LOOK_QUERIES = 32, LOOK_KEYS = 128 };  // queries, and keys, at once
+typedef struct {
+  int keys, size, value_size;
+  float scale;
+  const float *packed_keys;    // [tiles of 8 keys, size, 8], the last tile filled up with zeros
+  const float *packed_values;  // [tiles of 8 of value_size, keys, 8]
+} Look;
+
 typedef void QuantizeKernel(const float *input, int blocks, int8_t *codes, float *scales, int32_t *sums);
 typedef void MatMulKernel(const uint8_t *weights, int bits, int blocks, int rows, int first_tile, int last_tile, int tokens,
                           Activations a, const float *bias, float *output);
@@ -105,6 +126,18 @@ typedef void WinogradInputKernel(const Winograd *c, const Tiles *b, int first, i
 // The channels first .. last of a block, first a multiple of 8; `sums` is room for [36, 8, vectors * 16].
 typedef void WinogradOutputKernel(const Winograd *c, const Tiles *b, const float *values, int first, int last, float *sums);
 
+// The values [16 points, ..] of channels first .. last, for 16 * vectors tiles; those that are not there have zeros.
+typedef void DoublingInputKernel(const Doubling *c, int first_tile, int vectors, int first, int last, float *values);
+// The channels first .. last of such tiles, first a multiple of 8; `room` is for [16 + 36, 8, vectors * 16].
+typedef void DoublingOutputKernel(const Doubling *c, int first_tile, int vectors, const float *values, int first, int last,
+                                  float *room);
+
+// Queries [up to LOOK_QUERIES, size] to what they see, [queries, value_size]. `room` is for as many floats as look_room() says.
+typedef void LookKernel(const Look *l, const float *query, int queries, float *output, float *room);
+static inline size_t look_room(int size, int value_size) {
+  return (size_t)LOOK_QUERIES * (size_t)(size + LOOK_KEYS + 8 + (value_size + 7) / 8 * 8);
+}
+
 typedef struct {
   const char *name;
   QuantizeKernel *quantize;
@@ -115,6 +148,9 @@ typedef struct {
   ConvolveKernel *convolve;
   WinogradInputKernel *winograd_input;
   WinogradOutputKernel *winograd_output;
+  DoublingInputKernel *doubling_input;
+  DoublingOutputKernel *doubling_output;
+  LookKernel *look;
 } Kernels;
 
 extern const Kernels kernels_avx512vnni, kernels_avx2, kernels_neon;
@@ -131,4 +167,7 @@ NormalizeKernel OWN(normalize);
 ConvolveKernel OWN(convolve);
 WinogradInputKernel OWN(winograd_input);
 WinogradOutputKernel OWN(winograd_output);
+DoublingInputKernel OWN(doubling_input);
+DoublingOutputKernel OWN(doubling_output);
+LookKernel OWN(look);
 #endif

@@ -3,7 +3,8 @@
 
 #define DOMAIN_NAME "ai.edgegen.v1"
 
-static const OrtOperator *const operators[] = {&matmul_op, &attention_op, &group_norm_op, &conv_transpose_op, &winograd_op};
+static const OrtOperator *const operators[] = {&matmul_op,         &attention_op, &group_norm_op,
+                                              &conv_transpose_op, &winograd_op,  &doubling_op,  &look_op};
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>

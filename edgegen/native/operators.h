@@ -21,7 +21,7 @@ typedef struct {
 } Array;
 
 extern const Kernels *chosen;  // for this processor
-extern const OrtOperator matmul_op, attention_op, group_norm_op, conv_transpose_op, winograd_op;
+extern const OrtOperator matmul_op, attention_op, group_norm_op, conv_transpose_op, winograd_op, doubling_op, look_op;
 
 OrtStatus *refuse(OrtApi api, const char *why);
 OrtStatus *no_memory(OrtApi api);

@@ -3,14 +3,9 @@
 //
 // An image is cut into tiles that give 4 x 4 pixels each. Sixteen tiles are the lanes of a vector all the way through: their
 // 6 x 6 pixels are turned into 36 numbers, which are multiplied with those of the weights and summed over the channels.
-#include "kernels.h"
-#include "lanes.h"
+#include "sums.h"
 
-#if defined(__AVX512F__)
-enum { ROWS = 8 };  // output channels whose sums are kept in registers
-#else
-enum { ROWS = 4 };
-#endif
+enum { POINTS = 36 };
 enum { GROUPS = 4 };  // of four tiles in a vector: each has its sixteen pixels side by side
 
 #define A 0.75f
@@ -97,38 +92,17 @@ void OWN(winograd_input)(const Winograd *c, const Tiles *b, int first, int last,
   }
 }
 
-// sums [8, vectors * 16] = weights [inputs, 8] transposed times values [inputs, vectors * 16]
-INLINE void multiply(const float *weights, const float *values, int inputs, int vectors, float *sums) {
-  for (int r = 0; r < WINOGRAD_ROWS; r += ROWS) {
-    f32x16 s[ROWS][2] = {{{0}}};
-    const float *w = weights + r, *v = values;
-    for (int c = 0; c < inputs; c++, w += WINOGRAD_ROWS, v += 16 * vectors)
-      for (int j = 0; j < vectors; j++) {
-        const f32x16 value = load16(v + 16 * j);
-        for (int i = 0; i < ROWS; i++) s[i][j] += w[i] * value;
-      }
-    for (int i = 0; i < ROWS; i++)
-      for (int j = 0; j < vectors; j++) store16(sums + ((r + i) * vectors + j) * 16, s[i][j]);
-  }
-}
-
-INLINE f32x16 activated(const Winograd *c, f32x16 x) {
-  if (c->activation == RELU) return larger(x, all16(0));
-  if (c->activation == LEAKY_RELU) return larger(x, all16(0)) - c->alpha * larger(-x, all16(0));
-  return x;
-}
-
 // Sixteen pixels of a row, of which `count` are there.
 INLINE void finish(const Winograd *c, f32x16 y, float bias, size_t at, int count) {
   y += bias;
   if (count >= 16) {
     if (c->added) y += load16(c->added + at);
-    store16(c->output + at, activated(c, y));
+    store16(c->output + at, activate(y, c->activation, c->alpha));
     return;
   }
   f32x16 more = {0};
   if (c->added) memcpy(&more, c->added + at, sizeof(float) * (size_t)count);
-  y = activated(c, y + more);
+  y = activate(y + more, c->activation, c->alpha);
   memcpy(c->output + at, &y, sizeof(float) * (size_t)count);
 }
 
@@ -169,15 +143,8 @@ static void write_channel(const Winograd *c, const Tiles *b, int channel, const 
 }
 
 void OWN(winograd_output)(const Winograd *c, const Tiles *b, const float *values, int first, int last, float *sums) {
-  const size_t panel = winograd_panel(c->inputs, b->vectors), step = (size_t)WINOGRAD_ROWS * 16 * b->vectors;
   for (int channel = first; channel < last; channel += WINOGRAD_ROWS) {
-    const float *weights = c->weights + (size_t)channel * 36 * c->inputs;
-    for (int i = 0; i < 36; i++, weights += WINOGRAD_ROWS * c->inputs) {
-      if (b->vectors == 2)
-        multiply(weights, values + i * panel, c->inputs, 2, sums + i * step);
-      else
-        multiply(weights, values + i * panel, c->inputs, 1, sums + i * step);
-    }
+    multiply_points(c->weights + (size_t)channel * POINTS * c->inputs, values, POINTS, c->inputs, b->vectors, sums);
     for (int r = 0; r < WINOGRAD_ROWS && channel + r < c->outputs; r++)
       write_channel(c, b, channel + r, sums + r * 16 * b->vectors);
   }

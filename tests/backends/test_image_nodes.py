@@ -162,6 +162,60 @@ def test_a_transposed_convolution_takes_its_activation_along(instructions, monke
     assert differ(model, images(2, 12, 9, 11), monkeypatch) < TOLERANCE
 
 
+@pytest.mark.parametrize("size", [(1, 16, 16), (2, 33, 32), (8, 8, 8), (5, 4, 30), (1, 1, 1), (1, 64, 64)])
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 2, 3, 0)])
+def test_a_transposed_convolution_that_doubles_is_what_onnxruntime_computes(size, pads, instructions, monkeypatch):
+    batch, height, width = size
+    nodes = [node("ConvTranspose", ["x", "w", "b"], ["up"], strides=(2, 2), pads=pads), node("Relu", ["up"], ["y"])]
+    model = graph(nodes, {"w": images(24, 17, 4, 4, seed=1) / 10, "b": images(17, seed=2)}, 24)
+    if min(2 * height + 2 - pads[0] - pads[2], 2 * width + 2 - pads[1] - pads[3]) < 1:
+        pytest.skip("nothing is left of it")
+    assert operators(model) == ["own DoublingConvTranspose"]
+    assert differ(model, images(batch, 24, height, width), monkeypatch) < TOLERANCE
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 9])
+def test_few_tiles_have_all_products_and_many_have_fewer(batch, monkeypatch):
+    nodes = [node("ConvTranspose", ["x", "w"], ["up"], strides=(2, 2), pads=(1, 1, 1, 1)), node("Tanh", ["up"], ["y"])]
+    model = graph(nodes, {"w": images(32, 16, 4, 4) / 10}, 32, shapes={"up": ("n", 16, 16, 16)})
+    assert operators(model) == ["own DoublingConvTranspose"]
+    assert differ(model, images(batch, 32, 8, 8), monkeypatch) < TOLERANCE
+
+
+def test_a_doubling_of_a_tiny_image_keeps_its_products():
+    nodes = [node("ConvTranspose", ["x", "w"], ["y"], strides=(2, 2), pads=(1, 1, 1, 1))]
+    model = graph(nodes, {"w": images(32, 16, 4, 4)}, 32, shapes={"y": ("n", 16, 8, 8)})
+    assert operators(model) == ["own ConvTranspose"]
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 2)])
+@pytest.mark.parametrize("outputs", [1, 3, 7])
+def test_a_convolution_to_few_channels_is_what_onnxruntime_computes(kernel, outputs, instructions, monkeypatch):
+    pads = [(side - 1) // 2 for side in 2 * kernel]
+    nodes = [node("Conv", ["x", "w", "b"], ["inner"], pads=pads), node("Tanh", ["inner"], ["y"])]
+    model = graph(nodes, {"w": images(outputs, 32, *kernel, seed=1) / 10, "b": images(outputs, seed=2)}, 32)
+    assert operators(model) == ["own ConvTranspose"]
+    assert differ(model, images(2, 32, 19, 37), monkeypatch) < TOLERANCE
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("queries", "keys", "size"), [(64, 64, 8), (33, 300, 20), (1, 1, 64), (200, 129, 64), (40, 7, 3)])
+def test_attention_to_all_keys_is_what_onnxruntime_computes(heads, queries, keys, size, instructions, monkeypatch):
+    constants = {"k": images(1, heads[1], keys, size, seed=1) * 3, "v": images(1, heads[1], keys, size + 1, seed=2)}
+    said = {"scale": 0.4} if size == 20 else {}
+    model = graph([node("Attention", ["x", "k", "v"], ["y"], **said)], constants, heads[0], opset=23)
+    assert operators(model) == ["own Attention"]
+    assert differ(model, images(1, heads[0], queries, size), monkeypatch) < TOLERANCE
+
+
+@pytest.mark.parametrize("said", [{"is_causal": 1}, {"softcap": 5.0}, {"q_num_heads": 2, "kv_num_heads": 2}])
+def test_other_attention_is_left_to_onnxruntime(said):
+    constants = {"k": images(1, 2, 9, 8), "v": images(1, 2, 9, 8)}
+    assert operators(graph([node("Attention", ["x", "k", "v"], ["y"], **said)], constants, 2, opset=23)) == ["Attention"]
+    masked = node("Attention", ["x", "k", "v", "m"], ["y"])
+    assert operators(graph([masked], constants | {"m": images(9, 9)}, 2, opset=23)) == ["Attention"]
+
+
 def test_scales_for_groups_as_they_were_before_opset_21_are_left_alone():
     nodes = [node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2)]
     assert operators(graph(nodes, {"s": images(2), "b": images(2)}, 8, opset=20)) == ["GroupNormalization"]
