@@ -90,6 +90,8 @@ def measure_subject(plan, name):
         facts = {engine: {key: worker.facts[key] for key in ("versions", "kernels") if key in worker.facts}
                  for engine, worker in workers.items()}  # fmt: skip
         for batch in subject.batches:
+            if batch > subject.most_plain:
+                workers.pop(PLAIN).close()
             took_s = get_ready(workers, batch)
             start_s, disturbance = time.monotonic(), Disturbance([worker.facts["pid"] for worker in workers.values()])
             medians = measure(workers, batch, took_s, rounds_for(plan.rounds, took_s), tuple(WAYS))

@@ -36,7 +36,7 @@ def summarize(subject, batch, medians):
         "batch": batch,
         "rounds": rounds,
         "best_of_torch": best,
-        "plain_ratio": statistics.median(ratios(medians, PLAIN, OURS)),
+        "plain_ratio": statistics.median(ratios(medians, PLAIN, OURS)) if PLAIN in medians else None,
         "targets": targets,
         "median_s": found,
         "rounds_s": medians,

@@ -95,7 +95,8 @@ def _targets(rows):
         ratio, fp16 = target(row, "torch / edgegen"), target(row, "fp16 / fp32")
         overheads = [_share(target(row, name)) for name in ("overhead", "image overhead")]
         wanted = f"> {ratio['wanted']:.2f}" if ratio["wanted"] == 1 else f"{ratio['wanted']:.2f}"
-        cells = [_spread(ratio), wanted, *overheads, _spread(fp16), f"{row['plain_ratio']:.2f}", f"{row['others_share']:.1%}"]
+        plain = "" if row["plain_ratio"] is None else f"{row['plain_ratio']:.2f}"
+        cells = [_spread(ratio), wanted, *overheads, _spread(fp16), plain, f"{row['others_share']:.1%}"]
         shown.add_row(row["subject"], str(row["batch"]), *cells, _MARKS[verdict(row)])
     return shown
 

@@ -17,6 +17,7 @@ class Subject:
         steps: 0 where runs of the graph are measured; else whole images of so many steps are.
         bundle: the name of its bundle; subjects of one model share it.
         fp16: whether its bundle in float16 is measured, too.
+        most_plain: the largest batch that onnxruntime on its own is given; it keeps all scores of attention in memory.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Subject:
     steps: int = 0
     bundle: str = ""
     fp16: bool = False
+    most_plain: int = 8
 
     @property
     def module(self):
@@ -148,7 +150,7 @@ def _vae(size, batches, *, fp16=False):
             name, "vae", "decoder", {"encoder": Encoder(), "decoder": Decoder()},
             {"encoder": (f"image float32[batch, 3, {size}, {size}]",), "decoder": (f"latent {latent}",)},
             {"encoder": (f"mean {latent}", f"log_variance {latent}"), "decoder": (f"image float32[batch, 3, {size}, {size}]",)},
-            {"batch": (1, 1, 8)}, batches=batches, fp16=fp16,
+            {"batch": (1, 1, 8)}, batches=batches, fp16=fp16, most_plain=8 if size < 512 else 1,
         )  # fmt: skip
 
     return build
