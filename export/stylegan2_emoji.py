@@ -1,4 +1,4 @@
-"""A small StyleGAN2 on emoji of 64x64 (Twitter's, CC-BY-4.0). Half an hour on two cores shows colours and faces."""
+"""A small StyleGAN2 on the faces among Twitter's emoji (64x64, CC-BY-4.0). Half an hour on two cores shows faces."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -43,4 +43,6 @@ RECIPE = Recipe(
     axes={"batch": (1, 1, 16)},
     licence="CC-BY-4.0",
 )
-TRAINING = Training(data=emoji, objective=objective, steps=3000, batch_size=16, save_every=200, sheet_every=200)
+TRAINING = Training(
+    data=lambda: emoji(faces=True), objective=objective, steps=3000, batch_size=16, save_every=200, sheet_every=200
+)

@@ -9,8 +9,6 @@ outputs: logits float32 [batch, kept, vocab], present.{i}.{key,value} (the same 
 """
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from edgegen.errors import CaptureError
 from edgegen.export.explain import capture_error, not_attended
 from edgegen.export.patches import Positions, standard_operators
+from edgegen.export.quiet import quiet_exporter
 
 OPSET = 24
 _ATTENTION = "edgegen_onnx"
@@ -177,7 +176,7 @@ def capture(model: torch.nn.Module, context_length: int) -> Captured:
     with (
         _attention_interface(step.attention, config),
         standard_operators(model, positions, context_length),
-        _quiet(),
+        quiet_exporter(),
         torch.no_grad(),
     ):
         try:
@@ -220,19 +219,3 @@ def _attention_interface(function: Callable[..., Any], config: Any) -> Iterator[
         yield
     finally:
         config._attn_implementation = before
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's progress and advice is for its own developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

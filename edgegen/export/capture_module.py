@@ -1,11 +1,7 @@
 """Any PyTorch module becomes one standard ONNX graph (opset 23) with named inputs, outputs and axes."""
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -15,6 +11,7 @@ from edgegen.errors import CaptureError
 from edgegen.export import passes
 from edgegen.export.explain import Limits, limits_error, limits_of, module_error
 from edgegen.export.parts import Graphed, Part, example, usual_sizes
+from edgegen.export.quiet import quiet_exporter
 from edgegen.export.substitutes import reference_operators
 from edgegen.tensors import Axis, TensorSpec
 
@@ -101,7 +98,7 @@ def _export(part: Part, arguments: tuple[torch.Tensor, ...], dims: Mapping[str, 
     shapes = tuple({i: dims[str(axis)] for i, axis in enumerate(spec.axes) if axis in dims} for spec in part.inputs)
     # *args of a wrapper are one argument to the exporter.
     wrapped = _Positional(part.module)
-    with torch.no_grad(), _quiet(), reference_operators():
+    with torch.no_grad(), quiet_exporter(), reference_operators():
         return torch.export.export(wrapped, arguments, dynamic_shapes=(shapes,), strict=False)
 
 
@@ -129,7 +126,7 @@ def _dim(name: str, axis: str, factor: int, bounds: Axis) -> Any:
 
 def _onnx(name: str, part: Part, program: torch.export.ExportedProgram) -> ir.Model:
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_exporter():
             made = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -181,19 +178,3 @@ def _check_shape(name: str, value: ir.Value, spec: TensorSpec) -> None:
     if wrong or dtype != spec.dtype:
         shape = ", ".join(str(size) for size in value.shape)
         raise CaptureError(f"{name}: {spec.name} is {dtype}[{shape}] in the graph; asked for was {spec}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """The exporter's progress and advice is for its own developers."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._export", "torch._dynamo")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)

@@ -178,7 +178,7 @@ class Gan(Owner):
 
     def _require_latents(self) -> None:
         if self.translator is not None:
-            raise InputError("this bundle changes images, with translate(pixels); it has no latents to make them from")
+            raise InputError("this bundle changes images: give one, with --input or to translate(); it makes none from latents")
 
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
         """The proof's tensors, in order.

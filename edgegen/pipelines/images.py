@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgegen.manifest import Manifest
 
 MAX_SEED = 2**64 - 1
+MAX_COUNT = 1 << 16  # all images of a call are in memory
 
 
 class PixelRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,10 +81,12 @@ def draws(manifest: "Manifest") -> bool:
 def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
     """One seed for each image: `seed`, `seed` + 1, ...; those given; or random ones.
 
-    Raises InputError where `count` is below 1, or seeds are out of range or of another number.
+    Raises InputError where `count` is below 1 or above MAX_COUNT, or seeds are out of range or of another number.
     """
     if count < 1:
         raise InputError(f"count is {count}; it must be at least 1")
+    if count > MAX_COUNT:
+        raise InputError(f"count is {count}; a call makes at most {MAX_COUNT} images: make them in several, by their seeds")
     if seed is None:
         return tuple(int(s) for s in np.random.default_rng().integers(0, 2**32, count))
     seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,)

@@ -92,6 +92,30 @@ def test_the_user_names_tensors_and_bounds_axes(generator: Path, tmp_path: Path)
         assert bundle.manifest.graphs["generator"].axes["batch"].max == 2
 
 
+RECIPE = """from pathlib import Path
+from edgegen.export.recipe import Recipe
+
+RECIPE = Recipe(
+    name="mine",
+    family="gan",
+    source=lambda: Path({source!r}),
+    inputs={{"": ("z float32[images, 16]",)}},
+    axes={{"images": (1, 2, 4)}},
+    settings={{"pixels": {{"black": 0, "white": 1}}}},
+)
+"""
+
+
+def test_a_recipe_declares_what_a_file_takes_and_the_user_has_the_last_word(generator: Path, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(RECIPE.format(source=str(generator)))
+    export(str(tmp_path / "mine.py"), tmp_path / "g.bundle", axes=["images=1..2..3"])
+    with Bundle.open(tmp_path / "g.bundle") as bundle:
+        graph = bundle.manifest.graphs["generator"]
+        assert (bundle.manifest.name, graph.axes["images"].max) == ("mine", 3)
+        assert bundle.manifest.settings["pixels"] == {"black": 0, "white": 1}
+        assert str(graph.variants["canonical"].inputs[0]) == "z float32[images, 16]"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -250,6 +250,7 @@ def test_replay_gives_each_case_in_order():
     ("options", "said"),
     [
         ({"count": 0}, "count is 0"),
+        ({"count": 10**9}, "at most 65536"),
         ({"latents": np.zeros((2, Z + 1))}, r"latents is \[2, 7\]; this model takes float32\[image, 6\]"),
         ({"latents": np.full((2, Z), np.nan)}, "12 numbers that are not finite"),
         ({"latents": "abc"}, "an array of numbers, not str"),

@@ -91,6 +91,7 @@ def test_emoji_are_put_on_white_and_only_the_right_size_is_taken(archive) -> Non
     }
     calls = archive(tar(files, "w:gz"), "thing.tgz", "_EMOJI_TGZ")
     assert data.emoji().images.shape == (2, 64, 64, 3)
+    assert data.emoji(faces=True).images.shape == (1, 64, 64, 3)
     small = data.emoji(16).images
     assert small.shape == (2, 16, 16, 3)
     assert small[0, 0, 0].tolist() == [255, 0, 0]
