@@ -3,11 +3,9 @@
 // Output pixels that are a stride apart have their part of the kernel in common: each such phase is a convolution of the input
 // in steps of one pixel. No zero is put between the input's pixels, and no sum is read back from memory. Where the attribute
 // `convolution` is 1 the weights are those of a Conv in steps of one, which is the same with its weights turned round.
-#include <stdatomic.h>
-
 #include "operators.h"
 
-enum { MAX_KERNEL = 64, MAX_SIZE = 1 << 20, MAX_ROWS_OF_OUTPUT = 1 << 28, KEPT_BYTES = 8 << 20, FEW = 8, GROUP = 2 };
+enum { MAX_KERNEL = 64, MAX_SIZE = 1 << 20, MAX_ROWS_OF_OUTPUT = 1 << 28, FEW = 8, GROUP = 2 };
 enum { PRODUCTS_EACH = 1 << 20, FLOATS_EACH = 16 << 10, ENOUGH = 64 };  // of one piece of work; pieces
 
 typedef struct {
@@ -21,7 +19,6 @@ typedef struct {
   float slope;
   size_t tile_step;
   float *weights;
-  _Atomic(char *) spare;  // memory of an earlier run; its first bytes say how much it is
 } ConvTranspose;
 
 // The kernel's rows or columns first, first + stride, ..: how many they are, and how many are of those before `first`.
@@ -114,7 +111,7 @@ static OrtStatus *create_conv_transpose(const OrtOperator *self, OrtApi api, con
 
 static void destroy_conv_transpose(void *kernel) {
   ConvTranspose *op = kernel;
-  free(op->weights), free(op->spare), free(op);
+  free(op->weights), free(op);
 }
 
 typedef struct {
@@ -265,37 +262,19 @@ static void divide(Run *r) {
   r->copies = copies < 1 ? 1 : copies > 64 ? 64 : (int)copies;
 }
 
-// Memory for `bytes`: that of the last run where it is enough and nobody else has it.
-static char *take_scratch(ConvTranspose *op, size_t bytes) {
-  char *scratch = atomic_exchange(&op->spare, NULL);
-  size_t there = 0;
-  if (scratch) memcpy(&there, scratch, sizeof there);
-  if (there >= bytes) return scratch;
-  free(scratch);
-  scratch = allocate(bytes);
-  if (scratch) memcpy(scratch, &bytes, sizeof bytes);
-  return scratch;
-}
-
-static void leave_scratch(ConvTranspose *op, char *scratch, size_t bytes) {
-  if (bytes <= KEPT_BYTES) scratch = atomic_exchange(&op->spare, scratch);
-  free(scratch);
-}
-
 static OrtStatus *convolve(ConvTranspose *op, OrtKernelContext *context, Run *r) {
   const size_t area = (size_t)op->down.size * op->across.size;
   const double floats = (double)r->images * r->padded_height * r->padded_width * op->inputs;
   if (floats > 1e12) return refuse(op->api, "edgegen's ConvTranspose: the input is empty or too large");
-  size_t bytes = ALIGNMENT;
-  const size_t phases_at = bytes, phases = (size_t)r->phases_down * r->phases_across;
-  const size_t offsets_at = bytes += sizeof(Phase) * phases;
-  bytes += sizeof(ptrdiff_t) * (area > phases ? area : phases);
+  const size_t phases = (size_t)r->phases_down * r->phases_across;
+  const size_t offsets_at = sizeof(Phase) * phases;
+  size_t bytes = offsets_at + sizeof(ptrdiff_t) * (area > phases ? area : phases);
   const size_t bias_at = bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   const size_t padded_at = bytes += sizeof(float) * op->tiles * TILE;
   if (!r->is_point) bytes += sizeof(float) * ((size_t)floats + r->behind);
-  char *scratch = take_scratch(op, bytes);
+  char *scratch = borrow(bytes);
   if (!scratch) return no_memory(op->api);
-  r->phases = (Phase *)(scratch + phases_at);
+  r->phases = (Phase *)scratch;
   r->offsets = (ptrdiff_t *)(scratch + offsets_at);
   r->full_bias = (float *)(scratch + bias_at);
   r->padded = r->is_point ? (float *)r->input : (float *)(scratch + padded_at);
@@ -304,7 +283,7 @@ static OrtStatus *convolve(ConvTranspose *op, OrtKernelContext *context, Run *r)
   divide(r);
   OrtStatus *status = r->is_point ? NULL : run_pieces(op->api, context, copy_piece, r->copies, r);
   if (!status) status = run_pieces(op->api, context, convolve_piece, r->groups * r->phases_down * r->bands, r);
-  leave_scratch(op, scratch, bytes);
+  give_back(scratch);
   return status;
 }
 
