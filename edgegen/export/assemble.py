@@ -15,7 +15,7 @@ from edgegen.export.capture_module import STEPS, capture_part
 from edgegen.export.card import tensor_card
 from edgegen.export.halves import compute_in_half, store_in_half
 from edgegen.export.parts import Graphed, Model
-from edgegen.export.prepare import round_weights
+from edgegen.export.prepare import fold_batch_norms, round_weights
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
 from edgegen.export.substitutes import reference_operators
@@ -35,6 +35,7 @@ from edgegen.proof.tensors import (
 from edgegen.tensors import Axis, Tensors
 
 PRECISIONS = ("fp32", "fp16")
+_SAME_DB = 80.0  # what float32 leaves between two orders of the same sums is far above
 
 
 def export_model(request: Request, model: Model, progress: Progress) -> TensorExportReport:
@@ -72,11 +73,23 @@ def _record(model: Model, request: Request) -> tuple[tuple[Tensors, Tensors], di
     inputs, outputs = model.reference()
     if request.precision == "fp32":
         return (inputs, outputs), {}
+    _fold_batch_norms(model, outputs)
     for part in model.parts.values():
         round_weights(part.module)
     again, rounded = model.reference()
     psnr_db = {name: TensorError.between(name, rounded[name], outputs[name]).psnr_db for name in outputs}
     return (again, rounded), {name: value for name, value in psnr_db.items() if value != float("inf")}
+
+
+def _fold_batch_norms(model: Model, outputs: Tensors) -> None:
+    """Before weights are rounded: a graph that keeps them apart multiplies and adds once for each. Undone where it is wrong."""
+    undone = [undo for part in model.parts.values() if (undo := fold_batch_norms(part.module))]
+    if not undone:
+        return
+    _, folded = model.reference()
+    if any(TensorError.between(name, folded[name], outputs[name]).psnr_db < _SAME_DB for name in outputs):
+        for undo in undone:
+            undo()
 
 
 def _variants(captured: ir.Model, precision: str) -> dict[str, ir.Model]:

@@ -1,12 +1,15 @@
 """What a module of the user's own needs before it is captured: norms of weights folded, batch statistics fixed."""
 
+import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from edgegen.errors import CaptureError
 
@@ -49,10 +52,46 @@ def _fold_norms(module: torch.nn.Module) -> None:
             torch.nn.utils.remove_spectral_norm(module, name)
 
 
+def fold_batch_norms(module: torch.nn.Module) -> Callable[[], None] | None:
+    """Put each batch norm that follows a convolution or a linear layer in an nn.Sequential into that layer, in place.
+
+    Right where the layers are called in their order alone; a module may also take one of them out, so compare what it gives.
+    Returns what takes all of it back; None where there was nothing to fold.
+    """
+    times = Counter(id(child) for _, child in module.named_modules(remove_duplicate=False))
+    before: list[tuple[torch.nn.Module, str, torch.nn.Module | None]] = []
+    for parent in [child for child in module.modules() if isinstance(child, torch.nn.Sequential)]:
+        for (name, layer), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
+            if not isinstance(norm, _BatchNorm) or times[id(layer)] > 1 or times[id(norm)] > 1:
+                continue
+            if (folded := _folded(layer, norm)) is not None:
+                before += [(parent, name, layer), (parent, norm_name, norm)]
+                parent._modules[name], parent._modules[norm_name] = folded, torch.nn.Identity()
+
+    def undo() -> None:
+        for parent, name, child in before:
+            parent._modules[name] = child
+
+    return undo if before else None
+
+
+def _folded(layer: torch.nn.Module, norm: Any) -> torch.nn.Module | None:
+    """`layer` with `norm` after it; None where it is no layer of that kind, or does more than its kind does."""
+    if layer._forward_hooks or layer._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks:
+        return None
+    if type(layer) is torch.nn.Linear and isinstance(norm, torch.nn.BatchNorm1d):
+        return fuse_linear_bn_eval(layer, norm)
+    if type(layer) in (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d):
+        return fuse_conv_bn_eval(layer, norm)  # type: ignore[type-var]
+    if type(layer) in (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d) and layer.groups == 1:
+        return fuse_conv_bn_eval(layer, norm, transpose=True)  # type: ignore[type-var]
+    return None
+
+
 def round_weights(module: torch.nn.Module) -> None:
     """Round every parameter to float16, in place, kept as float32. Tables and statistics (buffers) keep their numbers.
 
-    Batch norms become `x * scale + shift`, so that the exporter does not fold a scale into weights that were rounded.
+    Batch norms that are left become `x * scale + shift`, so that the exporter does not fold a scale into rounded weights.
     """
     rounding: Callable[[], None] | None = getattr(module, "round_weights", None)
     if callable(rounding):

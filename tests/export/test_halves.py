@@ -176,6 +176,42 @@ def test_a_generator_is_exported_in_float16_and_proven(tmp_path: Path):
     assert optimized(tmp_path / "tiny.bundle" / "graphs" / "generator.onnxruntime.onnx", tmp_path) == wide
 
 
+MODULE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        up, down = nn.ConvTranspose2d(4, 8, 4, 2, 1), nn.Conv2d(8, 3, 3, padding=1)
+        self.net = nn.Sequential(up, nn.BatchNorm2d(8), nn.ReLU(), down, nn.BatchNorm2d(3))
+        for norm in (self.net[1], self.net[4]):
+            norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 4)
+            nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+
+    def forward(self, z):
+        x = z.view(-1, 4, 4, 4)
+        return self.net(x) if {whole} else self.net(x) + self.net[0](x)[:, :3]
+
+def make():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(("whole", "products"), [(True, 0), (False, 2)])
+def test_batch_norms_are_part_of_the_layers_before_them_where_that_is_the_same(whole, products, tmp_path, monkeypatch):
+    from edgegen.export import export
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"net_{products}.py").write_text(MODULE.replace("{whole}", str(whole)))
+    said = {"inputs": ["z float32[batch, 64]"], "outputs": ["image float32[batch, 3, 8, 8]"]}
+    report = export(f"net_{products}:make", tmp_path / "g.bundle", family="gan", precision="fp16", **said)
+    assert report.quality["image"] > 50  # dB: rounding alone; a norm that is folded where it may not be costs all of it
+    nodes = onnx.load(tmp_path / "g.bundle" / "graphs" / "generator.onnx", load_external_data=False).graph.node
+    assert [node.op_type for node in nodes].count("Mul") == products
+
+
 def optimized(path: Path, folder: Path) -> list[str]:
     """The operators that onnxruntime runs."""
     options = onnxruntime.SessionOptions()
