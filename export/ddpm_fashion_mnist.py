@@ -40,5 +40,5 @@ RECIPE = Recipe(
     licence="MIT",
 )
 TRAINING = Training(
-    data=fashion_mnist, held_out=lambda: fashion_mnist("t10k"), objective=objective, steps=2000, batch_size=64, warmup=100
+    data=fashion_mnist, held_out=lambda: fashion_mnist("t10k"), objective=objective, steps=1400, batch_size=64, warmup=100
 )

@@ -93,7 +93,8 @@ static OrtStatus *create_conv_transpose(const OrtOperator *self, OrtApi api, con
   if (weights.rank != 4 || s[0] < 1 || s[0] > MAX_SIZE || s[1] < 1 || s[1] > MAX_SIZE || s[2] < 1 || s[2] > MAX_KERNEL ||
       s[3] < 1 || s[3] > MAX_KERNEL)
     return refuse(api, "edgegen's ConvTranspose: weights must be [inputs, outputs, height, width], and the kernel 64 at most");
-  op.inputs = (int)s[op.convolution], op.outputs = (int)s[!op.convolution], op.down.size = (int)s[2], op.across.size = (int)s[3];
+  op.inputs = (int)s[op.convolution], op.outputs = (int)s[!op.convolution];
+  op.down.size = (int)s[2], op.across.size = (int)s[3];
   op.few = op.outputs <= FEW;
   op.tiles = op.few ? 1 : (op.outputs + TILE - 1) / TILE;
   op.tile_step = (size_t)op.inputs * (op.few ? op.outputs : TILE) * op.down.size * op.across.size;

@@ -1,8 +1,8 @@
 // Transposed convolutions of 4 x 4 in steps of 2, with less than half of the products: each of the four phases is a convolution
 // of 2 x 2, and takes Winograd's minimal filtering F(3 x 3, 2 x 2) (Lavin and Gray, 2016) at the points 0, 1, -1 and infinity.
 //
-// The phases read the same pixels. A tile is what 4 x 4 of them give: 6 x 6 pixels, of which 3 x 3 belong to each phase. Sixteen
-// tiles, of any images, are the lanes of a vector.
+// The phases read the same pixels. A tile is what 4 x 4 of them give: 6 x 6 pixels, of which 3 x 3 belong to each phase.
+// Sixteen tiles, of any images, are the lanes of a vector.
 #include "sums.h"
 
 enum { POINTS = 16, PHASES = 4, SIDE = 6, QUARTERS = 4 };
@@ -148,7 +148,8 @@ INLINE void write_row(const Doubling *c, const Place *tiles, int row, const f32x
 }
 
 // Pixels [8 channels, vectors, 6 rows, 6 columns] of sixteen tiles from sums [16 points, 8 channels, vectors] of one phase.
-static void place_phase(const Doubling *c, int phase, int channels, int channel, int vectors, const float *sums, float *pixels) {
+static void place_phase(const Doubling *c, int phase, int channels, int channel, int vectors, const float *sums,
+                        float *pixels) {
   const size_t step = (size_t)WINOGRAD_ROWS * 16 * vectors;
   for (int r = 0; r < channels; r++) {
     const float bias = c->bias ? c->bias[channel + r] : 0;
@@ -168,7 +169,8 @@ static void place_phase(const Doubling *c, int phase, int channels, int channel,
   }
 }
 
-void OWN(doubling_output)(const Doubling *c, int first_tile, int vectors, const float *values, int first, int last, float *room) {
+void OWN(doubling_output)(const Doubling *c, int first_tile, int vectors, const float *values, int first, int last,
+                          float *room) {
   const size_t plane = (size_t)c->out_height * c->out_width, of_phase = (size_t)POINTS * c->inputs * WINOGRAD_ROWS;
   float *sums = room, *pixels = room + (size_t)POINTS * WINOGRAD_ROWS * 16 * vectors;
   Place places[32];

@@ -1,6 +1,6 @@
-// ConvTranspose of ONNX for 4 x 4 weights and steps of 2: float32 [batch, inputs, height, width] to [batch, outputs, ..], of twice
-// the size and two more, less the pads; and the activation after it; with the products of minimal filtering, whose weights take
-// four times their room. Fewer than `direct_below` tiles are too few to repay the reading of them: those have all products.
+// ConvTranspose of ONNX for 4 x 4 weights and steps of 2: float32 [batch, inputs, height, width] to [batch, outputs, ..], of
+// twice the size and two more, less the pads; and the activation after it; with the products of minimal filtering, whose weights
+// take four times their room. Fewer than `direct_below` tiles do not repay the reading of them: those have all products.
 #include "operators.h"
 
 enum { POINTS = 16, PHASES = 4, SIDE = 6, MAX_IMAGE_SIDE = 1 << 20, MAX_CHANNELS = 1 << 16, MAX_TILES = 1 << 28 };

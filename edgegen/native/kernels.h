@@ -86,7 +86,7 @@ typedef struct {
   int row, column, rows, columns, vectors;
 } Tiles;
 
-// Values [36 points, inputs, vectors * 16]: how far a point's are from the next one's. Not a power of two, which caches dislike.
+// Values [points, inputs, vectors * 16]: how far a point's are from the next one's. Not a power of two, which caches dislike.
 static inline size_t winograd_panel(int inputs, int vectors) { return (size_t)inputs * 16 * vectors + 16; }
 
 // A transposed convolution of 4 x 4 in steps of 2: images [inputs, height, width] to [outputs, out_height, out_width], where

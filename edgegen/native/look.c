@@ -30,7 +30,8 @@ INLINE void to_shares(float *scores, int keys, f32x16 *largest, f32x16 *sum, f32
 
 void OWN(look)(const Look *l, const float *query, int queries, float *output, float *room) {
   const int tiles = (l->value_size + 7) / 8;
-  float *turned = room, *scores = turned + (size_t)l->size * WIDTH, *some = scores + LOOK_KEYS * WIDTH, *means = some + 8 * WIDTH;
+  float *turned = room, *scores = turned + (size_t)l->size * WIDTH, *some = scores + LOOK_KEYS * WIDTH;
+  float *means = some + 8 * WIDTH;
   f32x16 largest[VECTORS], sum[VECTORS] = {{0}}, factor[VECTORS];
   for (int v = 0; v < VECTORS; v++) largest[v] = all16(-3e38f);
   memset(means, 0, sizeof(float) * 8 * tiles * WIDTH);

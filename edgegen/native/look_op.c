@@ -4,7 +4,8 @@
 
 #include "operators.h"
 
-enum { MAX_SIZE = 1 << 12, MAX_ENTRIES = 1 << 24, MAX_HEADS = 1 << 20, PACKED_EACH = 512 };  // keys that are packed in one piece
+enum { MAX_SIZE = 1 << 12, MAX_ENTRIES = 1 << 24, MAX_HEADS = 1 << 20 };
+enum { PACKED_EACH = 512 };  // keys that are packed in one piece
 
 typedef struct {
   OrtApi api;
@@ -90,7 +91,7 @@ static OrtStatus *compute_look(void *kernel, OrtKernelContext *context) {
   TRY(read_array(api, made, &output));
   const int keys = (int)key.sizes[2], size = (int)q[3], value_size = (int)value.sizes[3];
   Work work = {
-      .one = {.keys = keys, .size = size, .value_size = value_size, .scale = op->scale != 0 ? op->scale : 1 / sqrtf((float)size)},
+      .one = {keys, size, value_size, op->scale != 0 ? op->scale : 1 / sqrtf((float)size), NULL, NULL},
       .heads = (int)(q[0] * q[1]), .kv_heads = (int)(q[0] * key.sizes[1]), .queries = (int)q[2],
       .pieces = (keys + PACKED_EACH - 1) / PACKED_EACH, .blocks = (int)((q[2] + LOOK_QUERIES - 1) / LOOK_QUERIES),
       .query = query.data, .key = key.data, .value = value.data, .output = output.data,

@@ -202,8 +202,9 @@ static double check_winograd(int inputs, int outputs, int height, int width, int
   float *added = noise_of(outputs * made), *output = noise_of(outputs * made), *packed = noise_of((size_t)eights * inputs * 36);
   for (int o = 0; o < outputs; o++)
     for (int c = 0; c < inputs; c++)
-      to_points(g + (o * inputs + c) * 9, 3, rows, 6, packed + ((size_t)o / 8 * 36 * inputs + c) * 8 + o % 8, (size_t)inputs * 8);
-  const Winograd w = {inputs, outputs, height, width, tall, wide, pad, pad, activation, 0.2f, packed, bias, input, added, output};
+      to_points(g + (o * inputs + c) * 9, 3, rows, 6, packed + ((size_t)o / 8 * 36 * inputs + c) * 8 + o % 8, inputs * 8);
+  const Winograd w = {inputs, outputs, height, width, tall,  wide,  pad,   pad,
+                      activation, 0.2f, packed, bias, input, added, output};
   const int across = vectors == 2 ? 8 : 4, down = 16 * vectors / across;
   float *values = noise_of(36 * winograd_panel(inputs, vectors)), *sums = noise_of((size_t)36 * 8 * 16 * vectors);
   float *pixels = noise_of((size_t)(4 * down + 2) * (4 * across + 16) + 16);
@@ -246,8 +247,8 @@ static double check_doubling(int inputs, int outputs, int height, int width, int
         const float g[4] = {from[10], from[8], from[2], from[0]};
         to_points(g, 2, rows, 4, packed + ((size_t)(o / 8 * 4 + phase) * 16 * inputs + c) * 8 + o % 8, (size_t)inputs * 8);
       }
-  const Doubling d = {inputs, outputs, IMAGES, height, width, tall, wide, pad, pad, down, across, activation, 0.2f, packed, bias,
-                      input, output};
+  const Doubling d = {inputs, outputs, IMAGES, height, width, tall, wide, pad, pad, down, across, activation, 0.2f,
+                      packed, bias, input, output};
   for (int first = 0, vectors; first < all; first += 16 * vectors) {
     vectors = all - first > 16 ? 2 : 1;
     float *values = noise_of(16 * winograd_panel(inputs, vectors)), *room = noise_of((size_t)52 * 8 * 16 * vectors);
@@ -263,7 +264,8 @@ static double check_doubling(int inputs, int outputs, int height, int width, int
     for (int k = 0; k < 16 * inputs; k++) {
       const int c = k / 16, up = y + pad - k % 16 / 4, left = x + pad - k % 4;
       if (up >= 0 && left >= 0 && up % 2 == 0 && left % 2 == 0 && up / 2 < height && left / 2 < width)
-        sum += (double)w[(c * outputs + o) * 16 + k % 16] * input[(n * inputs + c) * plane + (size_t)(up / 2) * width + left / 2];
+        sum += (double)w[(c * outputs + o) * 16 + k % 16] *
+               input[(n * inputs + c) * plane + (size_t)(up / 2) * width + left / 2];
     }
     const double gap = fabs(after(sum, activation) - output[i]) / (1 + fabs(sum));
     worst = isnan(gap) ? INFINITY : fmax(worst, gap);
@@ -274,8 +276,9 @@ static double check_doubling(int inputs, int outputs, int height, int width, int
 
 static double check_look(int queries, int keys, int size, int value_size) {
   const int eights = (keys + 7) / 8 * 8, tiles = (value_size + 7) / 8;
-  float *query = noise_of((size_t)queries * size), *key = noise_of((size_t)keys * size), *value = noise_of((size_t)keys * value_size);
-  float *packed_keys = calloc((size_t)eights * size, sizeof(float)), *packed_values = calloc((size_t)tiles * 8 * keys, sizeof(float));
+  float *query = noise_of((size_t)queries * size), *key = noise_of((size_t)keys * size);
+  float *value = noise_of((size_t)keys * value_size), *packed_keys = calloc((size_t)eights * size, sizeof(float));
+  float *packed_values = calloc((size_t)tiles * 8 * keys, sizeof(float));
   float *output = noise_of((size_t)queries * value_size), *room = noise_of(look_room(size, value_size));
   for (int k = 0; k < keys; k++) {
     for (int d = 0; d < size; d++) packed_keys[(k / 8 * size + d) * 8 + k % 8] = key[k * size + d] *= 4;
@@ -325,8 +328,8 @@ int main(void) {
     fewer = fmax(fewer, check_winograd(1 + i % 5 * 3, count, height + 2, width + 2, i % 3, 1 + i % 2, i / 3 % 3));
     fewer = fmax(fewer, check_doubling(1 + i % 5 * 3, count, height, width, i % 4 % (height > 1 && width > 1 ? 4 : 2), i % 4));
   }
-  printf("products %.1e attention %.1e normalization %.1e convolution %.1e, with fewer products %.1e\n", product, attention, norm,
-         convolution, fewer);
+  printf("products %.1e attention %.1e normalization %.1e ", product, attention, norm);
+  printf("convolution %.1e, with fewer products %.1e\n", convolution, fewer);
   return !(product < 1e-5 && attention < 1e-5 && norm < 1e-5 &&
            convolution < 1e-5 &&
            fewer < 2e-5);  // float32 sums of up to 256 terms; scales of up to 8; what the points cost
