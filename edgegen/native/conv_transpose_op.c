@@ -6,6 +6,7 @@
 #include "operators.h"
 
 enum { MAX_KERNEL = 64, MAX_SIZE = 1 << 20, MAX_ROWS_OF_OUTPUT = 1 << 28, FEW = 8, GROUP = 2 };
+enum { BAND_FLOATS = 128 << 10, BANDS = 16, MIN_BAND = 4 };  // floats and rows of a band; bands that are enough
 enum { PRODUCTS_EACH = 1 << 20, FLOATS_EACH = 16 << 10, ENOUGH = 64 };  // of one piece of work; pieces
 
 typedef struct {
@@ -128,6 +129,8 @@ typedef struct {
   ptrdiff_t *offsets;  // of all taps
   float *full_bias, *padded;
   int groups, bands, rows_each, copies;
+  int low, reach;    // the first padded row that the first row of output reads, and how many more it reads
+  int lacks_memory;
 } Run;
 
 // How many pixels a phase has, and from which to which pixel of the input (counted from 0) it reaches.
@@ -143,6 +146,18 @@ static void find_padding(const Direction *d, int input, int output, int *before,
   }
   *before = -lowest;
   *after = highest - (input - 1);
+}
+
+// The first of the padded rows that the first row of output reads, in any phase, and how many more it reads.
+static void find_reach(const Direction *d, int top, int *low, int *reach) {
+  int lowest = MAX_SIZE, highest = -MAX_SIZE;
+  for (int phase = 0; phase < d->stride; phase++) {
+    const int shift = (phase + d->before) / d->stride, taps = taps_of(d, (phase + d->before) % d->stride);
+    if (!taps) continue;
+    lowest = shift - taps + 1 < lowest ? shift - taps + 1 : lowest;
+    highest = shift > highest ? shift : highest;
+  }
+  *low = top + lowest, *reach = highest - lowest;
 }
 
 static OrtStatus *measure(Run *r, const Array *input) {
@@ -169,6 +184,7 @@ static OrtStatus *measure(Run *r, const Array *input) {
     r->padded_height = (size_t)r->top + r->height + bottom;
     r->padded_width = (size_t)r->width + (r->left > right ? r->left : right);  // what is behind a row is also before the next
     r->behind = right + SLACK;
+    find_reach(d, r->top, &r->low, &r->reach);
   }
   return NULL;
 }
@@ -200,32 +216,48 @@ static void plan(Run *r) {
   for (size_t i = 0; i < places; i++) r->full_bias[i] = r->bias && i < outputs ? r->bias[i] : 0;
 }
 
-// Input [image, channel, row, column] to [image, row, channel, column], with zeros around: what is read together lies together.
+// A row of an image's input, [channel, column] with zeros around; zeros alone where the image has no such row.
+static void copy_row(const Run *r, int image, int y, float *to) {
+  const size_t inputs = (size_t)r->op->inputs, wide = r->padded_width, width = (size_t)r->width, plane = r->height * width;
+  if (y < 0 || y >= r->height) {
+    memset(to, 0, sizeof(float) * inputs * wide);
+    return;
+  }
+  const float *from = r->input + (size_t)image * inputs * plane + (size_t)y * width;
+  size_t i = 0;
+  memset(to, 0, sizeof(float) * r->left);
+  to += r->left;
+  // Sixteen at a time, also where fewer are left: what that writes too far, the next channel writes again.
+  for (; (inputs - 1 - i) * (wide < plane ? wide : plane) >= TILE; i++, to += wide, from += plane) {
+    for (size_t j = 0; j < width; j += TILE) memcpy(to + j, from + j, sizeof(float) * TILE);
+    for (size_t j = width; j < wide; j += TILE) memset(to + j, 0, sizeof(float) * TILE);
+  }
+  for (; i < inputs; i++, to += wide, from += plane) {
+    memcpy(to, from, sizeof(float) * width);
+    memset(to + width, 0, sizeof(float) * (wide - width - (i + 1 < inputs ? 0 : r->left)));
+  }
+}
+
+// Input [image, channel, row, column] to [image, row, channel, column]: what is read together lies together.
 static void copy_piece(void *work, size_t piece) {
   const Run *r = work;
-  const size_t inputs = (size_t)r->op->inputs, wide = r->padded_width, rows = r->padded_height * (size_t)r->images;
-  const size_t width = (size_t)r->width, plane = r->height * width;
-  for (size_t row = rows * piece / r->copies; row < rows * (piece + 1) / r->copies; row++) {
-    float *to = r->padded + row * inputs * wide;
-    const int y = (int)(row % r->padded_height) - r->top;
-    if (y < 0 || y >= r->height) {
-      memset(to, 0, sizeof(float) * inputs * wide);
-      continue;
-    }
-    const float *from = r->input + row / r->padded_height * inputs * plane + (size_t)y * r->width;
-    size_t i = 0;
-    memset(to, 0, sizeof(float) * r->left);
-    to += r->left;
-    // Sixteen at a time, also where fewer are left: what that writes too far, the next channel writes again.
-    for (; (inputs - 1 - i) * (wide < plane ? wide : plane) >= TILE; i++, to += wide, from += plane) {
-      for (size_t j = 0; j < width; j += TILE) memcpy(to + j, from + j, sizeof(float) * TILE);
-      for (size_t j = width; j < wide; j += TILE) memset(to + j, 0, sizeof(float) * TILE);
-    }
-    for (; i < inputs; i++, to += wide, from += plane) {
-      memcpy(to, from, sizeof(float) * width);
-      memset(to + width, 0, sizeof(float) * (wide - width - (i + 1 < inputs ? 0 : r->left)));
-    }
-  }
+  const size_t floats = (size_t)r->op->inputs * r->padded_width, rows = r->padded_height * (size_t)r->images;
+  for (size_t row = rows * piece / r->copies; row < rows * (piece + 1) / r->copies; row++)
+    copy_row(r, (int)(row / r->padded_height), (int)(row % r->padded_height) - r->top, r->padded + row * floats);
+}
+
+// Of one phase of rows, what does not depend on the piece.
+static Convolution convolution_of(const Run *r, int y) {
+  const ConvTranspose *op = r->op;
+  const size_t plane = (size_t)r->rows * r->columns, row = (size_t)op->inputs * r->padded_width;
+  return (Convolution){
+      .inputs = op->inputs, .outputs = op->outputs, .few = op->few, .rows = pixels_of(y, r->phases_down, r->rows),
+      .columns = r->columns, .phases = r->phases_across, .phase = r->phases + y * r->phases_across, .tile_step = op->tile_step,
+      .input = r->padded, .bias = r->full_bias, .width = r->padded_width, .input_row = row,
+      .input_image = row * r->padded_height, .output = r->output + (size_t)y * r->columns, .plane = plane,
+      .output_row = (size_t)r->phases_down * r->columns, .output_image = plane * op->outputs,
+      .activation = op->activation, .slope = op->slope,
+  };
 }
 
 static void convolve_piece(void *work, size_t piece) {
@@ -233,19 +265,44 @@ static void convolve_piece(void *work, size_t piece) {
   const ConvTranspose *op = r->op;
   const int group = (int)piece % r->groups, y = (int)(piece / r->groups % r->phases_down);
   const int band = (int)(piece / r->groups / r->phases_down), first_tile = group * GROUP;
-  const int rows = pixels_of(y, r->phases_down, r->rows), all = rows * r->images;
+  const Convolution c = convolution_of(r, y);
+  const int all = c.rows * r->images;
   const int first = band * r->rows_each, last = all - first < r->rows_each ? all : first + r->rows_each;
-  const size_t plane = (size_t)r->rows * r->columns, row = (size_t)op->inputs * r->padded_width;
-  const Convolution c = {
-      .inputs = op->inputs, .outputs = op->outputs, .few = op->few, .rows = rows, .columns = r->columns,
-      .phases = r->phases_across, .phase = r->phases + y * r->phases_across, .tile_step = op->tile_step,
-      .input = r->padded, .bias = r->full_bias, .width = r->padded_width, .input_row = row,
-      .input_image = row * r->padded_height, .output = r->output + (size_t)y * r->columns, .plane = plane,
-      .output_row = (size_t)r->phases_down * r->columns, .output_image = plane * op->outputs,
-      .activation = op->activation, .slope = op->slope,
-  };
   if (first < last)
     chosen->convolve(&c, first_tile, first_tile + GROUP < op->tiles ? first_tile + GROUP : op->tiles, first, last);
+}
+
+// With few outputs: some rows of all phases of an image, from a copy of what they read alone, which a cache holds.
+static void convolve_band(void *work, size_t piece) {
+  Run *r = work;
+  const int image = (int)piece / r->bands, first = (int)piece % r->bands * r->rows_each;
+  const int all = pixels_of(0, r->phases_down, r->rows), last = all - first < r->rows_each ? all : first + r->rows_each;
+  const size_t row = (size_t)r->op->inputs * r->padded_width, floats = row * (size_t)(last - first + r->reach);
+  float *copy = borrow(sizeof(float) * (floats + r->behind));
+  if (!copy) {
+    r->lacks_memory = 1;
+    return;
+  }
+  for (int y = 0; y < last - first + r->reach; y++) copy_row(r, image, first + y + r->low - r->top, copy + y * row);
+  memset(copy + floats, 0, sizeof(float) * r->behind);
+  for (int y = 0; y < r->phases_down; y++) {
+    Convolution c = convolution_of(r, y);
+    const int rows = (c.rows < last ? c.rows : last) - first;
+    c.input = copy - (ptrdiff_t)row * r->low, c.rows = rows;
+    c.output += (size_t)image * c.output_image + (size_t)first * c.output_row;
+    if (rows > 0) chosen->convolve(&c, 0, 1, 0, rows);
+  }
+  give_back(copy);
+}
+
+// Bands of rows that a cache holds, and some for each thread.
+static void divide_few(Run *r) {
+  const size_t row = (size_t)r->op->inputs * r->padded_width;
+  const int all = pixels_of(0, r->phases_down, r->rows), held = (int)(BAND_FLOATS / row) - r->reach;
+  const int shared = (int)(((int64_t)all * r->images + BANDS - 1) / BANDS);
+  r->rows_each = held < shared ? held : shared;
+  if (r->rows_each < MIN_BAND) r->rows_each = MIN_BAND;
+  r->bands = (all + r->rows_each - 1) / r->rows_each;
 }
 
 static void divide(Run *r) {
@@ -272,20 +329,27 @@ static OrtStatus *convolve(ConvTranspose *op, OrtKernelContext *context, Run *r)
   size_t bytes = offsets_at + sizeof(ptrdiff_t) * (area > phases ? area : phases);
   const size_t bias_at = bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   const size_t padded_at = bytes += sizeof(float) * op->tiles * TILE;
-  if (!r->is_point) bytes += sizeof(float) * ((size_t)floats + r->behind);
+  const int is_copied = !r->is_point && !op->few;
+  if (is_copied) bytes += sizeof(float) * ((size_t)floats + r->behind);
   char *scratch = borrow(bytes);
   if (!scratch) return no_memory(op->api);
   r->phases = (Phase *)scratch;
   r->offsets = (ptrdiff_t *)(scratch + offsets_at);
   r->full_bias = (float *)(scratch + bias_at);
   r->padded = r->is_point ? (float *)r->input : (float *)(scratch + padded_at);
-  if (!r->is_point) memset(r->padded + (size_t)floats, 0, sizeof(float) * r->behind);
+  if (is_copied) memset(r->padded + (size_t)floats, 0, sizeof(float) * r->behind);
   plan(r);
-  divide(r);
-  OrtStatus *status = r->is_point ? NULL : run_pieces(op->api, context, copy_piece, r->copies, r);
-  if (!status) status = run_pieces(op->api, context, convolve_piece, r->groups * r->phases_down * r->bands, r);
+  OrtStatus *status = NULL;
+  if (op->few) {
+    divide_few(r);
+    status = run_pieces(op->api, context, convolve_band, r->images * r->bands, r);
+  } else {
+    divide(r);
+    if (is_copied) status = run_pieces(op->api, context, copy_piece, r->copies, r);
+    if (!status) status = run_pieces(op->api, context, convolve_piece, r->groups * r->phases_down * r->bands, r);
+  }
   give_back(scratch);
-  return status;
+  return !status && r->lacks_memory ? no_memory(op->api) : status;
 }
 
 static OrtStatus *compute_conv_transpose(void *kernel, OrtKernelContext *context) {
