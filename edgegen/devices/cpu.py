@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgegen.devices.files import read_blocks, read_number, read_text
+from edgegen.devices.files import as_name, read_blocks, read_number, read_text
 
 _CPU0 = "sys/devices/system/cpu/cpu0"
 _INSTRUCTIONS = (  # those that decide which kernels run, by their names in /proc/cpuinfo
@@ -42,7 +42,7 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
     processors = [block for block in blocks if "processor" in block]
     fields, clocks = blocks[0], clock_hz(blocks[0], root)
     return Cpu(
-        name=fields.get("model name") or _ARM_PARTS.get(fields.get("CPU part", "")),
+        name=as_name(fields.get("model name")) or _ARM_PARTS.get(fields.get("CPU part", "")),
         threads=len(processors) or None,
         cores=len({_core(processor) for processor in processors}) or None,
         instructions=instructions(fields),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from edgegen.devices import live
 from edgegen.devices.cpu import Cpu, read_cpu
-from edgegen.devices.files import read_size, read_strings, read_text
+from edgegen.devices.files import as_name, read_size, read_strings, read_text
 from edgegen.devices.jetson import Jetson, read_jetson
 from edgegen.devices.nvidia import Gpus, read_gpus
 from edgegen.devices.table import DEVICES, Device, JetPack, jetpack_of
@@ -84,7 +84,7 @@ def detect(root: Path = _HERE) -> Machine:
         name = gpus.cards[0].name
         row = next((row for row in DEVICES.values() if name in row.gpu_names), None)
         return Machine("gpu", name, row, None, gpus, cpu, memory, available)
-    title = (read_text(root, "proc/device-tree/model") or cpu.name or "a processor without a name")[:128]
+    title = as_name(read_text(root, "proc/device-tree/model")) or cpu.name or "a processor without a name"
     return Machine(
         "cpu", title, _board_row(read_strings(root, "proc/device-tree/compatible"), memory), None, gpus, cpu, memory, available
     )

@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 
 MAX_BYTES = 1 << 20  # /proc/cpuinfo of a machine with several hundred processors
+_MAX_NAME = 128
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NUMBER = re.compile(r"-?[0-9]{1,19}")
 
 
@@ -27,9 +29,18 @@ def read_bytes(root: Path, path: str) -> bytes | None:
 
 
 def read_text(root: Path, path: str) -> str | None:
-    """The file's text without the white space and zero bytes around it; None also where nothing is left."""
+    """The file's text without the white space and zero bytes around it; None also where nothing is left.
+
+    Control characters become question marks: what a file says is printed on a terminal.
+    """
     data = read_bytes(root, path)
-    return None if data is None else data.decode("utf-8", "replace").strip("\0 \t\r\n") or None
+    return None if data is None else _CONTROL.sub("?", data.decode("utf-8", "replace").strip("\0 \t\r\n")) or None
+
+
+def as_name(text: str | None) -> str | None:
+    """Text that a file gives as a name: one line of at most 128 printable characters; None where that leaves nothing."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in " ".join((text or "").split()))
+    return plain[:_MAX_NAME] or None
 
 
 def read_strings(root: Path, path: str) -> tuple[str, ...]:
@@ -58,7 +69,7 @@ def read_blocks(root: Path, path: str) -> list[dict[str, str]]:
 def read_size(root: Path, path: str, field: str) -> int | None:
     """A field in kB of a file of /proc (`MemTotal: 8123456 kB`), in bytes."""
     number, _, unit = read_blocks(root, path)[0].get(field, "").partition(" ")
-    return int(number) << 10 if _NUMBER.fullmatch(number) and unit == "kB" else None
+    return int(number) << 10 if re.fullmatch(r"[0-9]{1,15}", number) and unit == "kB" else None
 
 
 def _pair(line: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgegen.devices.files import read_first, read_strings, read_text
+from edgegen.devices.files import as_name, read_first, read_strings, read_text
 
 SOCS = {"tegra194": 72, "tegra234": 87, "tegra264": 110}  # system on chip: compute capability of its GPU
 _GPU_FOLDERS = (
@@ -30,7 +30,7 @@ _DEFAULT = re.compile(r"<\s*PM_CONFIG\s+DEFAULT=([0-9]{1,4})\s*>")
 _SETTING = re.compile(r"(GPU MAX_FREQ|EMC MAX_FREQ|TPC_POWER_GATING TPC_PG_MASK)\s+(-?[0-9]{1,20})\s*")
 _RELEASE = re.compile(r"# R([0-9]{1,3}) \(release\), REVISION: ([0-9]{1,3}(?:\.[0-9]{1,3})?)")
 _BOARD = re.compile(r"p([0-9]{4})-([0-9]{4})")
-_MAX_MODES = 64
+_MAX_MODES = _MAX_BOARDS = 64
 _HIGHEST_CLOCK_HZ = 20_000_000_000  # above it, and at 0 or below, a cap means "none"
 
 
@@ -86,7 +86,7 @@ def read_jetson(root: Path = Path("/")) -> Jetson | None:
     modes = _modes(read_text(root, "etc/nvpmodel.conf") or "")
     status = re.search(r"pmode:\s*([0-9]{1,4})", read_text(root, "var/lib/nvpmodel/status") or "")
     return Jetson(
-        model=(read_text(root, "proc/device-tree/model") or "")[:128] or None,
+        model=as_name(read_text(root, "proc/device-tree/model")),
         soc=soc,
         boards=_boards(root, compatible),
         l4t=f"{release[1]}.{release[2]}" if release else None,
@@ -104,7 +104,7 @@ def _boards(root: Path, compatible: tuple[str, ...]) -> tuple[str, ...]:
     ids = read_text(root, "proc/device-tree/nvidia,boardids") or ""
     found = [f"p{module}-{sku}" for name in compatible for module, sku in reversed(_BOARD.findall(name))]
     found += [f"p{module}-{sku}" for module, sku in re.findall(r"([0-9]{4})[:-]([0-9]{4})", ids)]
-    return tuple(dict.fromkeys(found + _configured_board(root)))
+    return tuple(dict.fromkeys(found[:_MAX_BOARDS] + _configured_board(root)))
 
 
 def _configured_board(root: Path) -> list[str]:
@@ -123,7 +123,7 @@ def _modes(text: str) -> tuple[ConfiguredMode, ...]:
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return tuple(
         _mode(head, text[head.end() : end], default is not None and head[1] == default[1])
-        for head, end in zip(heads, ends, strict=True)
+        for head, end in zip(heads, ends, strict=False)  # one end too many where there is no mode
     )
 
 

@@ -60,7 +60,8 @@ def machine_lines(machine: Machine, bandwidths: Mapping[int, float] | None = Non
         ("peaks now", _peaks_now(machine.device(max(bandwidths.values()) if bandwidths else None))),
         ("no card", gpus.reason if machine.kind == "cpu" else ""),
     ]
-    return [f"This machine: {machine.title}{known}", *(line for label, text in fields for line in _field(label, text, width))]
+    title = textwrap.wrap(f"This machine: {machine.title}{known}", max(width, 40), break_on_hyphens=False)
+    return [*title, *(line for label, text in fields for line in _field(label, text, width))]
 
 
 def device_dict(device: Device) -> dict[str, Any]:
