@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORKSTATION_FOLDERS = {"export", "train", "models"}
 WORKSTATION_LIBRARIES = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers"}
-HEAVY = WORKSTATION_LIBRARIES | {"onnxruntime", "tokenizers", "jinja2", "click", "rich", "msgspec", "numpy"}
+HEAVY = WORKSTATION_LIBRARIES | {"onnxruntime", "tokenizers", "jinja2", "click", "rich", "msgspec", "numpy", "pynvml"}
 
 
 def modules() -> list[str]:
@@ -44,6 +44,10 @@ def test_the_device_side_never_loads_a_workstation_library():
 
 def test_importing_edgegen_loads_no_library_at_all():
     assert loaded_after("import edgegen") & HEAVY == set()
+
+
+def test_devices_are_known_with_msgspec_alone():
+    assert loaded_after("import edgegen.devices.detect, edgegen.devices.report") & HEAVY == {"msgspec"}
 
 
 def test_only_the_backend_loads_its_inference_library():

@@ -25,7 +25,8 @@ def devices(name: str | None, measure: bool, root: Path, as_json: bool) -> None:
 
     machine, bandwidths = detect(root), _measure() if measure else {}
     if as_json:
-        click.echo(to_json({"machine": machine.as_dict() | {"read_bandwidths": bandwidths}, "devices": list(DEVICES.values())}))
+        told = machine.as_dict(max(bandwidths.values(), default=None)) | {"read_bandwidths": bandwidths}
+        click.echo(to_json({"machine": told, "devices": list(DEVICES.values())}))
         return
     width = shutil.get_terminal_size().columns
     click.echo("\n".join([*machine_lines(machine, bandwidths, width), "", *table_lines(width)]))

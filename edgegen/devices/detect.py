@@ -50,13 +50,13 @@ class Machine:
             return live.board_device(self.row, self.memory_bytes)
         return live.cpu_device(self.cpu, self.memory_bytes, bandwidth_bytes_s)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Say it for machines."""
+    def as_dict(self, bandwidth_bytes_s: float | None = None) -> dict[str, Any]:
+        """Say it for machines; the bandwidth as for `device`."""
         return {
             "kind": self.kind,
             "title": self.title,
             "row": self.row.name if self.row else None,
-            "device": self.device(),
+            "device": self.device(bandwidth_bytes_s),
             "jetpack": self.jetpack,
             "jetson": self.jetson,
             "gpus": self.gpus,
