@@ -98,7 +98,7 @@ def _choose(device: Device, family: str) -> tuple[str, list[str]]:
         return "int4", [f"{bound} ({device.bandwidth_bytes_s / 1e9:.0f} GB/s)", *others]
     no_codes = f"not int8 or int4: {_no_quantized(family)}"
     if device.sm is None:
-        return "fp32", [f"fp32: on a CPU fp16 is computed in fp32, so it would be no faster, {no_codes}"]
+        return "fp32", ["fp32: on a CPU fp16 is computed in fp32, so it would be no faster", no_codes]
     return "fp16", ["fp16: what the tensor cores compute in, at half of fp32's memory", no_codes, *others]
 
 
