@@ -12,7 +12,7 @@ from torch import nn
 
 import edgegen
 from edgegen.backends import open_session, present_backends
-from edgegen.backends.gpu import why_no_gpu
+from edgegen.backends.gpu import why_not
 from edgegen.backends.trt.build import build_engine
 from edgegen.backends.trt.flavours import FLAVOURS
 from edgegen.backends.trt.profiles import BuildOptions
@@ -100,7 +100,7 @@ def test_a_proof_passes_through_the_cache_on_tensorrt(exported, monkeypatch, arc
 def test_a_proof_passes_on_the_gpu(exported, pictures, backend, kind):
     if backend not in present_backends():
         pytest.skip(f"{backend} is not installed")
-    if why := why_no_gpu():
-        pytest.skip(f"no GPU can be used: {why}")
+    if why := why_not(backend):
+        pytest.skip(f"{backend}: {why}")
     path = exported("llama", "fp32")[1] if kind == "text" else pictures
     assert verify_bundle(str(path), backend=backend).passed
