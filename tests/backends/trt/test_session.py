@@ -99,6 +99,26 @@ def test_a_library_that_cannot_be_recorded_runs_plainly_and_says_so(machine, ope
     assert "runs without CUDA graphs" in caplog.text
 
 
+def test_a_value_that_is_a_shape_makes_another_run(machine, opened):
+    with opened(machine(), decoder_files()) as session:
+        state = session.new_state(1)
+        feed = {"x": tokens(3), "write_indices": at(0)}
+        for kept in (1, 1, 1, 2, 2, 2, 1):
+            logits = session.run(feed | {"logits_to_keep": np.array(kept)}, state=state)["logits"]
+            assert logits.shape == (1, 1, kept, 4)
+        assert session.counts == {"plain": 4, "recorded": 2, "replayed": 3}
+
+
+def test_a_recorded_run_is_void_when_its_memory_was_replaced(machine, opened):
+    x, y = (TensorSpec(name, "float32", ("row", 3)) for name in "xy")
+    files = graph_files([helper.make_node("Add", ["x", "x"], ["y"])], [x], [y], {"row": Axis(1, 1, 4096)})
+    with opened(machine(), files) as session:
+        for rows in (1, 1, 1, 4096, 1, 1, 1):  # 48 KiB do not fit where one row did
+            feed = np.full((rows, 3), rows, np.float32)
+            np.testing.assert_array_equal(session.run({"x": feed})["y"], 2 * feed)
+        assert session.counts == {"plain": 5, "recorded": 2, "replayed": 2}
+
+
 @pytest.mark.parametrize("capturable", [True, False])
 def test_a_library_that_can_tell_is_asked_before_it_is_recorded(machine, opened, monkeypatch, capturable):
     simulation = machine("rtx")
@@ -261,8 +281,7 @@ def test_nothing_is_left_on_the_device_after_closing(machine, opened, preset):
     use(simulation, session)
     session.close()
     session.close()
-    gc.collect()
-    assert simulation.cuda.leaks() == {}
+    assert simulation.cuda.leaks() == {}  # at once, not when Python tidies up
 
 
 def test_nothing_is_left_when_any_allocation_fails(machine, opened):
@@ -292,6 +311,9 @@ def test_an_execution_that_fails_is_one_line_and_the_next_may_succeed(machine, o
         session.run(feed)
         simulation.faults.execute = True
         with pytest.raises(BackendError, match=r"^tensorrt 11.4.0.106, graphs/g.onnx failed: .*an injected failure\)$"):
+            session.run(feed)
+        simulation.faults.says = "another"
+        with pytest.raises(BackendError, match=r"^tensorrt 11.4.0.106, graphs/g.onnx failed: [^;]*another\)$"):
             session.run(feed)
         simulation.faults.execute = False
         np.testing.assert_array_equal(session.run(feed)["y"], np.full((2, 3), 2))
