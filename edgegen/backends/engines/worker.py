@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAKER = "edgegen.backends.engines.worker:make"
 _SET_DEATH_SIGNAL = 1  # prctl(2)
+_PERIOD_S = 0.05  # between two words on the progress
 
 
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,9 +58,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     result: int
 
 
-def make(flavour: str, files: "GraphFiles", options: dict[str, Any], progress: Callable[..., None]) -> bytes:
+def make(flavour: str, files: "GraphFiles", options: dict[str, Any], progress: Callable[..., bool]) -> bytes:
     """Build with the library of that flavour; see `edgegen.backends.trt.build`."""
-    raise NotImplementedError
+    from edgegen.backends.trt.build import BuildOptions, build_engine
+    from edgegen.backends.trt.flavours import flavour_of
+
+    capabilities = tuple(options["compute_capabilities"])
+    chosen = BuildOptions(**{**options, "compute_capabilities": capabilities})
+    return build_engine(flavour_of(flavour), files, chosen, progress=progress)
 
 
 def run(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -73,10 +79,24 @@ def run(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
             raise BundleError(f"{request.bundle} was replaced while an engine was to be built of it; load it again")
         files = bundle.graph(request.graph, request.variant)
         maker = getattr(importlib.import_module(module), name)
-        data = maker(request.flavour, files, request.options, lambda *said: tell({"progress": said}))
+        data = maker(request.flavour, files, request.options, _progress(tell))
     with os.fdopen(job.result, "wb", closefd=False) as file:
         file.write(data)
     tell({"seconds": time.perf_counter() - started, "size_bytes": len(data), "peak_memory_bytes": peak_bytes()})
+
+
+def _progress(tell: Callable[[dict[str, Any]], None]) -> Callable[..., bool]:
+    """Passes on what a maker says of its progress, but no more than can be followed."""
+    last = [0.0]
+
+    def progress(*said: Any) -> bool:
+        now = time.perf_counter()
+        if now - last[0] >= _PERIOD_S:
+            last[0] = now
+            tell({"progress": said})
+        return True  # go on: a build that is not wanted is ended with its process
+
+    return progress
 
 
 def main() -> int:
@@ -109,7 +129,7 @@ def _end_with(parent: int) -> None:
     """See to it that this process ends with its parent, however that ends."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # nothing more is ever sent
         os._exit(1)
 
     threading.Thread(target=watch, name="edgegen parent", daemon=True).start()
