@@ -143,6 +143,11 @@ class EngineStore:
             raise _not_kept(self.root, error) from error
         return path
 
+    def discard(self, key: EngineKey) -> None:
+        """Forget an engine that the library refused."""
+        with contextlib.suppress(OSError):
+            self.path(key).unlink(missing_ok=True)
+
     def entries(self) -> list[Path]:
         """Every entry, the one that was not used for longest first."""
         used = []

@@ -1,13 +1,12 @@
 """Which engine a graph needs on a device, and how it is had: from the cache, else built in a process of its own."""
 
 import logging
-import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgegen.backends.engines.builder import Progress, build
+from edgegen.backends.engines.driver import driver_version
 from edgegen.backends.engines.entry import Engine
 from edgegen.backends.engines.estimate import Estimate, estimate
 from edgegen.backends.engines.key import EngineKey, GraphDigest, Target
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from edgegen.bundle import Bundle
 
 _log = logging.getLogger("edgegen")
-
-_DRIVER = Path("/proc/driver/nvidia/version")
-_JETSON = Path("/etc/nv_tegra_release")  # there the driver comes with the system
-_RELEASE = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b|R\d+ \(release\), REVISION: [\d.]+")
 
 
 class Wanted(NamedTuple):
@@ -94,15 +89,3 @@ def present_gpu() -> "Gpu":
     from edgegen.backends.trt.cuda import Cuda, load_runtime
 
     return Cuda(load_runtime()).gpu()
-
-
-def driver_version() -> str:
-    """Release of the GPU's kernel driver ("580.65.06"), or of the system that brings it on a Jetson; empty where nobody says."""
-    for place in (_DRIVER, _JETSON):
-        try:
-            found = _RELEASE.search(place.read_text(errors="replace"))
-        except OSError:
-            continue
-        if found:
-            return found[0]
-    return ""
