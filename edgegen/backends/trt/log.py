@@ -60,8 +60,7 @@ class Log:
         if any(word in said.lower() for word in _MEMORY):
             what += " (out of memory)"
             cure = "free memory, or ask for less: a shorter context (cache), a shorter prefill, a smaller workspace or batch"
-        text = said if len(said) <= _MAX_CHARACTERS else said[: _MAX_CHARACTERS - 3] + "..."
-        return BackendError(f"{what}: {text}" + (f"; {cure}" if cure else ""))
+        return BackendError(f"{what}: {shortened(said)}" + (f"; {cure}" if cure else ""))
 
     def _taken(self) -> Iterator[tuple[str, str]]:
         with self._lock:
@@ -73,10 +72,16 @@ def parser_errors(parser: Any) -> list[str]:
     return [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
 
 
+def shortened(text: str) -> str:
+    """What a library says, no longer than a user reads."""
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 3] + "..."
+
+
 def _parser_error(error: Any) -> str:
     name, operator = (str(getattr(error, part)()) if hasattr(error, part) else "" for part in ("node_name", "node_operator"))
     where = f"node {name!r} ({operator}): " if name and operator else f"operator {operator}: " if operator else ""
-    return where + _one_line(str(error.desc()))
+    said = _one_line(str(error.desc()))
+    return where + ("it does not support this operator" if said == "false" else said)  # "false": the check that failed
 
 
 def _one_line(message: str) -> str:
