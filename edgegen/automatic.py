@@ -12,10 +12,12 @@ from typing import Any
 from edgegen.backends import AUTO, choose, variant_for
 from edgegen.backends.engines import verdict
 from edgegen.backends.engines.builder import CancelledError
-from edgegen.backends.engines.sessions import engine_backend, wanted_here
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.verdict import Verdict
-from edgegen.backends.engines.wanted import Wanted
+from edgegen.backends.engines.wanted import Wanted, target_of, wanted
+from edgegen.backends.trt.flavours import flavour_of
+from edgegen.backends.trt.open import for_gpu, gpu_of
+from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, BundleError, EdgegenError, ProofError
 from edgegen.proof import replay_bundle
@@ -26,25 +28,23 @@ _log = logging.getLogger("edgegen")
 OpenOn = Callable[[str], Any]  # a backend's name -> the bundle's pipeline
 
 
-def load_automatically(path: Path, open_on: OpenOn) -> Any:
-    """The pipeline of a bundle on the best that this machine has.
+def load_automatically(path: Path, better: str, open_on: OpenOn) -> Any:
+    """The pipeline of a bundle on engines, where the cache has proven ones of all graphs.
 
-    On TensorRT where it is usable, and the cache has proven engines of all graphs. Where it has not, the next best backend
-    answers while they are built and proven; where there is no other, this waits for them.
+    Where it has not, the next best backend answers while they are built and proven; where there is no other, this waits for
+    them.
 
     Args:
         path: of the bundle.
-        open_on: opens it on a backend.
+        better: the backend that runs engines.
+        open_on: opens the bundle on a backend.
 
     Raises:
-        BackendError: no backend works here.
-        BundleError: the bundle is damaged, or not to be trusted.
+        BackendError: the bundle runs on no backend of this machine.
+        BundleError: it is damaged, or not to be trusted.
     """
-    better = engine_backend()
-    if better is None:
-        return open_on(choose(AUTO))
     try:
-        other = choose(AUTO)
+        other = choose(AUTO, engines=False)
     except BackendError:
         _log.info("there is nothing beside %s: its engines are built first", better)
         return open_on(better)
@@ -72,10 +72,9 @@ def load_automatically(path: Path, open_on: OpenOn) -> Any:
 
 def _known(bundle: Bundle, backend: str) -> str:
     """What the cache knows of the engines of a bundle: "good", "unknown", or what was wrong with one."""
-    store, verdicts = EngineStore(), []
+    store = EngineStore()
     try:
-        for graph in bundle.manifest.graphs:
-            verdicts.append(verdict.read(store, _wanted(bundle, backend, graph)))
+        verdicts = [verdict.read(store, _wanted(bundle, backend, graph)) for graph in bundle.manifest.graphs]
     except EdgegenError as error:
         return str(error)
     wrong = [one.reason for one in verdicts if one is not None and one.reason]
@@ -102,4 +101,7 @@ def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> Non
 
 
 def _wanted(bundle: Bundle, backend: str, graph: str) -> Wanted:
-    return wanted_here(backend, bundle, graph, variant_for(backend, bundle, graph))
+    flavour = flavour_of(backend)
+    gpu = gpu_of(flavour, 0)
+    options = for_gpu(flavour, BuildOptions(), gpu)
+    return wanted(bundle, graph, variant_for(backend, bundle, graph), flavour, target_of(options, gpu), options)

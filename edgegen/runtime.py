@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen.backends import AUTO, choose, open_session
-from edgegen.backends.engines.driver import has_driver
+from edgegen.backends import AUTO, BACKENDS, choose, open_session
 from edgegen.bundle import Bundle
 from edgegen.pipelines import pipeline_class
 
@@ -40,11 +39,12 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, *, threads: int | No
     """
     place = Path(path).absolute()  # the process may go to another folder
     open_on = functools.partial(_open, place, threads=threads, verify=verify)
-    if backend == AUTO and has_driver():
+    chosen = choose(backend)
+    if backend == AUTO and BACKENDS[chosen].engines:
         from edgegen.automatic import load_automatically  # not above: it is for machines with a GPU
 
-        return load_automatically(place, open_on)
-    return open_on(choose(backend))
+        return load_automatically(place, chosen, open_on)
+    return open_on(chosen)
 
 
 def _open(path: Path, backend: str, *, threads: int | None, verify: bool) -> Any:

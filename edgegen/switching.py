@@ -119,7 +119,7 @@ class SwitchingPipeline:
         # At the end of the process, too: a builder must not outlive it, nor a thread run native code while it ends.
         weakref.finalize(self, switch.stop)
 
-    @property
+    @property  # type: ignore[misc]  # as the standard library's mocks do
     def __class__(self) -> Any:
         """For `isinstance`: what it stands for."""
         return type(self.switch.current)

@@ -1,5 +1,6 @@
 """`edgegen build`: TensorRT engines ahead of time."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def build(bundle: Path, targets: tuple[str, ...], sms: tuple[int, ...], as_json:
 def _sm_of(name: str) -> int:
     """The compute capability of a device by its name."""
     try:
-        from edgegen.devices.table import lookup
+        lookup = importlib.import_module("edgegen.devices.table").lookup
     except ModuleNotFoundError as error:
         raise InputError("this edgegen has no table of devices: give the compute capability, for example --sm 89") from error
     sm: int | None = lookup(name).sm

@@ -3,24 +3,27 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen.backends import BACKENDS, variant_for
+from edgegen.backends import variant_for
 from edgegen.backends.engines.entry import Engine
 from edgegen.backends.engines.estimate import Estimate
 from edgegen.backends.engines.key import Target
 from edgegen.backends.engines.portable import check_place, write_portable
 from edgegen.backends.engines.store import EngineStore
-from edgegen.backends.engines.wanted import Wanted, present_gpu, target_of, wanted
+from edgegen.backends.engines.wanted import Wanted, target_of, wanted
 from edgegen.backends.trt.build import BuildOptions
+from edgegen.backends.trt.cuda import Cuda, load_runtime
 from edgegen.backends.trt.flavours import flavour_of
+from edgegen.backends.trt.open import for_gpu
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from edgegen.backends.trt.flavours import Flavour
+    from edgegen.backends.trt.cuda import Cuda, load_runtime
+from edgegen.backends.trt.flavours import Flavour
 
 Began = Callable[[str, Estimate], None]
 Steps = Callable[[str, str, int, int], None]
@@ -43,13 +46,28 @@ class GraphBuild:
             if self.engine.is_new
             else "was built before"
         )
-        return f"{self.graph}: {record.size_bytes / 1e6:.1f} MB, {how}, key {record.key.digest[:12]}, {self.place}"
+        return f"{self.graph} for {self._target()}: {record.size_bytes / 1e6:.1f} MB, {how}, {self.place}"
+
+    @property
+    def name(self) -> str:
+        """The graph, and for what GPU: decoder.sm89."""
+        return f"{self.graph}.sm{self._sm()}"
+
+    def _sm(self) -> int:
+        target = self.engine.record.key.target
+        return target.sm or target.compute_capabilities[0]
+
+    def _target(self) -> str:
+        gpu = self.engine.record.key.target.gpu
+        return f"SM {self._sm()}" + (f" ({gpu})" if gpu else "")
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
         record = self.engine.record
         return {
             "graph": self.graph,
+            "sm": self._sm(),
+            "gpu": record.key.target.gpu,
             "size_bytes": record.size_bytes,
             "sha256": record.sha256,
             "seconds": record.build_s,
@@ -68,25 +86,16 @@ class BuildReport:
     bundle: str
     backend: str
     version: str
-    target: Target
-    graphs: tuple[GraphBuild, ...]
+    engines: tuple[GraphBuild, ...]
 
     def lines(self) -> list[str]:
         """For people."""
-        sms = self.target.compute_capabilities
-        where = f"SM {', '.join(map(str, sms))}" if sms else f"{self.target.gpu} (SM {self.target.sm})"
-        return [f"{self.bundle}: engines of {self.backend} {self.version} for {where}", *(one.line() for one in self.graphs)]
+        return [f"{self.bundle}: engines of {self.backend} {self.version}", *(one.line() for one in self.engines)]
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
-        return {
-            "bundle": self.bundle,
-            "backend": self.backend,
-            "version": self.version,
-            "compute_capabilities": list(self.target.compute_capabilities),
-            "gpu": self.target.gpu,
-            "graphs": [one.as_dict() for one in self.graphs],
-        }
+        facts = {"bundle": self.bundle, "backend": self.backend, "version": self.version}
+        return {**facts, "engines": [one.as_dict() for one in self.engines]}
 
 
 def build_bundle(
@@ -125,22 +134,18 @@ def build_bundle(
     """
     flavour, kept = flavour_of(backend), store or EngineStore()
     folder = None if output is None else check_place(output, backend, force=force)
-    target = _target(flavour, sms)
-    options = BuildOptions(cache_length=context, **({} if prefill is None else {"prefill": prefill}))
+    asked = BuildOptions(cache_length=context, prefill=BuildOptions.prefill if prefill is None else prefill)
+    targets = _targets(flavour, sms, asked)
     built = []
     with Bundle.open(path) as bundle:
         for graph in _chosen(bundle, graphs):
-            want = wanted(bundle, graph, engine_variant(backend, bundle, graph), flavour, target, options)
-            built.append(_one(want, kept, force, began, progress))
-        report = BuildReport(str(path), backend, flavour.version(), target, tuple(built))
+            variant = variant_for(backend, bundle, graph)
+            for target, options in targets:
+                want = wanted(bundle, graph, variant, flavour, target, options)
+                built.append(_one(want, kept, force, began, progress))
         if folder is not None:
-            write_portable(folder, bundle.manifest.name, {one.graph: one.engine for one in built})
-    return report
-
-
-def engine_variant(backend: str, bundle: "Bundle", graph: str) -> str:
-    """The variant of a graph that an engine is built of."""
-    return variant_for(backend, bundle, graph) if backend in BACKENDS else "canonical"
+            write_portable(folder, bundle.manifest.name, {one.name: one.engine for one in built})
+    return BuildReport(str(path), backend, flavour.version(), tuple(built))
 
 
 def _one(want: Wanted, store: EngineStore, force: bool, began: Began | None, progress: Steps | None) -> GraphBuild:
@@ -161,23 +166,28 @@ def _chosen(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
     return list(graphs or known)
 
 
-def _target(flavour: "Flavour", sms: Sequence[int]) -> Target:
-    """What to build for. BackendError where that needs a GPU, and there is none."""
-    if flavour.name == "tensorrt-rtx" and sms:
-        return Target(tuple(sorted(set(sms))))
-    if sms:
+def _targets(flavour: "Flavour", sms: Sequence[int], asked: BuildOptions) -> list[tuple[Target, BuildOptions]]:
+    """What to build for: one engine for each compute capability, as the device will look for it in the cache.
+
+    Raises InputError where the library cannot build for these, BackendError where it needs a GPU, and there is none.
+    """
+    if sms and flavour.name != "tensorrt-rtx":
         raise InputError(
             f"{flavour.name} builds for the GPU that is present, and for no other: leave --target and --sm out and run the "
             "command on the device, or build with --backend tensorrt-rtx"
         )
+    if sms:
+        return [(Target((sm,)), replace(asked, compute_capabilities=(sm,))) for sm in sorted(set(sms))]
     try:
-        flavour.load()
-        return target_of(flavour, present_gpu())
+        flavour.load()  # a missing library is said before a missing GPU
+        gpu = Cuda(load_runtime()).gpu()
+        options = for_gpu(flavour, asked, gpu)
     except BackendError as error:
         cure = (
             "name the device that the engine is for: --target rtx-4090, or --sm 89"
             if flavour.name == "tensorrt-rtx"
-            else "it builds on, and for, the GPU that is present: copy the bundle to the device and run the same command there, "
-            "or build here with --backend tensorrt-rtx --target DEVICE, which needs no GPU"
+            else "it builds on, and for, the GPU that is present: copy the bundle to the device and run the same command "
+            "there, or build here with --backend tensorrt-rtx --target DEVICE, which needs no GPU"
         )
-        raise BackendError(f"{flavour.name} cannot build for a GPU of this machine: {error}; {cure}") from error
+        raise BackendError(f"{flavour.name} cannot build for a GPU of this machine ({error}); {cure}") from error
+    return [(target_of(options, gpu), options)]

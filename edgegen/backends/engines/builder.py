@@ -73,7 +73,7 @@ def build(
 def _start(request: BuildRequest, result: int, errors: IO[bytes]) -> "subprocess.Popen[bytes]":
     package = str(Path(edgegen.errors.__file__).resolve().parent.parent)  # a checkout that is not installed is found, too
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    child = subprocess.Popen(  # noqa: S603 -- our own interpreter and module
+    child = subprocess.Popen(
         [sys.executable, "-m", "edgegen.backends.engines.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -143,11 +143,13 @@ def _last_line(errors: IO[bytes]) -> str:
 def _scratch(folder: Path | None) -> Iterator[IO[bytes]]:
     """A file without a name: it is gone with whoever has it open. BackendError where there is no room for it."""
     beside = folder if folder is not None and os.access(folder, os.W_OK) else None
-    try:
-        file = tempfile.TemporaryFile(dir=beside)
-    except OSError as error:
-        raise BackendError(f"there is no place to build an engine in: {error.strerror}; make room, or set TMPDIR") from error
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=beside))
+        except OSError as error:
+            raise BackendError(
+                f"there is no place to build an engine in: {error.strerror}; make room, or set TMPDIR"
+            ) from error
         yield file
 
 

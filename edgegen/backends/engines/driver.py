@@ -1,26 +1,15 @@
-"""The GPU's driver on this machine: whether it is there at all, and which one."""
+"""Which driver the GPU of this machine has."""
 
-import ctypes
 import re
 from pathlib import Path
 
-_LIBRARY = "libcuda.so.1"
 _KERNEL = Path("/proc/driver/nvidia/version")
 _JETSON = Path("/etc/nv_tegra_release")  # there the driver comes with the system
 _RELEASE = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b|R\d+ \(release\), REVISION: [\d.]+")
 
 
-def has_driver() -> bool:
-    """Whether NVIDIA's driver is installed. Costs next to nothing where it is not: no inference library is imported."""
-    try:
-        ctypes.CDLL(_LIBRARY)
-    except OSError:
-        return False
-    return True
-
-
 def driver_version() -> str:
-    """Release of the GPU's kernel driver ("580.65.06"), or of the system that brings it on a Jetson; empty where nobody says."""
+    """Release of the kernel driver ("580.65.06"), or of the system that brings it on a Jetson; empty where nobody says."""
     for place in (_KERNEL, _JETSON):
         try:
             found = _RELEASE.search(place.read_text(errors="replace"))

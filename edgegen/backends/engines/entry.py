@@ -1,4 +1,4 @@
-"""One engine in one file: what it is, then its bytes. It is there whole or not at all, and is believed only if all of it fits."""
+"""One engine in one file: what it is, then its bytes. It is there whole or not at all, and believed only if all of it fits."""
 
 import contextlib
 import fcntl

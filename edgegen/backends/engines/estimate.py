@@ -54,7 +54,7 @@ class Estimate:
         there = available_bytes()
         if there is not None and self.memory_bytes > there:
             raise BackendError(
-                f"graph {graph!r}: a build takes about {self.memory_bytes >> 20} MB of memory, and {there >> 20} MB are available; "
+                f"graph {graph!r}: a build takes about {self.memory_bytes >> 20} MB of memory, and {there >> 20} MB are free; "
                 "close other programs, build on a larger machine, or try all the same with --force"
             )
 

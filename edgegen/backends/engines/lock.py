@@ -1,4 +1,4 @@
-"""Locks on files: held by whoever has them open, so that the death of a process frees them, and swept when they are left over."""
+"""Locks on files: held by whoever has them open, so the death of a process frees them; swept when they are left over."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def held(path: Path, *, waiting: Callable[[str], None] | None = None) -> Iterato
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[int]:
-    """A new file at `path`, locked while it is written; unless the block renames it, it is gone afterwards. OSError as `open`."""
+    """A new file at `path`, locked while it is written; unless the block renames it, it is gone afterwards."""
     descriptor = os.open(path, _FLAGS | os.O_EXCL, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -33,7 +33,7 @@ def check_place(output: str | os.PathLike[str], backend: str, *, force: bool = F
 
 
 def write_portable(folder: Path, bundle: str, engines: Mapping[str, Engine]) -> None:
-    """Write `<graph>.engine` for each engine, and `engines.json` with what they are. InputError where that cannot be written."""
+    """Write `<name>.engine` for each engine, and `engines.json` with what they are. InputError where that cannot be."""
     listed = {}
     try:
         folder.mkdir(exist_ok=True)

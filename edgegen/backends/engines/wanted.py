@@ -13,7 +13,6 @@ from edgegen.backends.engines.key import EngineKey, GraphDigest, Target
 from edgegen.backends.engines.store import Built, EngineStore
 from edgegen.backends.engines.worker import BuildRequest
 
-
 if TYPE_CHECKING:
     from edgegen.backends.trt.build import BuildOptions
     from edgegen.backends.trt.cuda import Gpu
@@ -73,19 +72,12 @@ def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", targe
     return Wanted(key, request, estimate(bundle, graph, variant))
 
 
-def target_of(flavour: "Flavour", gpu: "Gpu") -> Target:
-    """The present GPU as a target of a library.
+def target_of(options: "BuildOptions", gpu: "Gpu") -> Target:
+    """What an engine with these options, for this GPU, is bound to.
 
-    TensorRT-RTX builds for a compute capability, whatever the driver: its engine is finished on the device. TensorRT builds for
-    this very GPU under this driver.
+    Where the library is told compute capabilities (TensorRT-RTX), to these, whatever the driver: the engine is finished where
+    it runs. Else to this very GPU under this driver.
     """
-    if flavour.name == "tensorrt-rtx":
-        return Target((gpu.sm,))
+    if options.compute_capabilities:
+        return Target(options.compute_capabilities)
     return Target(gpu=gpu.name, sm=gpu.sm, driver=f"{driver_version()} {gpu.driver}".strip(), cuda=gpu.runtime)
-
-
-def present_gpu() -> "Gpu":
-    """The GPU of this machine. BackendError where there is none that CUDA can use."""
-    from edgegen.backends.trt.cuda import Cuda, load_runtime
-
-    return Cuda(load_runtime()).gpu()

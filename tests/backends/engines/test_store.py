@@ -45,6 +45,10 @@ OTHERS = {
 }
 
 
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
 class Maker:
     """Counts its builds."""
 
@@ -72,7 +76,7 @@ def test_an_engine_is_built_once_and_then_comes_from_the_disk_with_what_is_known
     assert record.built_at == pytest.approx(time.time(), abs=60)
     assert stat.S_IMODE(cache.root.stat().st_mode) == 0o700
     assert stat.S_IMODE(cache.path(KEY).stat().st_mode) == 0o600
-    assert os.listdir(cache.root) == [f"{KEY.digest}.engine"]
+    assert names(cache.root) == [f"{KEY.digest}.engine"]
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -164,7 +168,9 @@ def a_link(root):
     root.symlink_to(root.parent / "elsewhere")
 
 
-@pytest.mark.parametrize(("make", "said"), [(open_to_others, "others may write"), (a_link, "a link"), (Path.touch, "no folder")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(open_to_others, "others may write"), (a_link, "a link"), (Path.touch, "no folder")]
+)
 def test_a_folder_that_others_could_put_something_into_is_refused(cache, make, said):
     make(cache.root)
     for use in (lambda: cache.get(KEY), lambda: cache.obtain(KEY, Maker())):
@@ -201,9 +207,9 @@ def test_of_two_processes_that_want_one_engine_one_builds_it_and_the_other_says_
     for process in both:
         process.join(30)
     assert [process.exitcode for process in both] == [0, 0]
-    (builder,) = os.listdir(marks)
-    assert os.listdir(waits) in ([f"process {builder}"], [])  # none where the other came after all was done
-    assert os.listdir(tmp_path / "engines") == [f"{KEY.digest}.engine"]
+    (builder,) = names(marks)
+    assert names(waits) in ([f"process {builder}"], [])  # none where the other came after all was done
+    assert names(tmp_path / "engines") == [f"{KEY.digest}.engine"]
 
 
 def test_threads_of_one_process_build_it_once_too(cache):
@@ -248,13 +254,13 @@ def test_a_killed_builder_leaves_nothing_that_is_served_and_its_rest_is_swept(ca
     command = [sys.executable, "-c", KILLED, str(cache.root), when]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": tests}, check=False, capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert os.listdir(cache.root)
+    assert names(cache.root)
     assert cache.entries() == []
     assert cache.get(KEY) is None
     make = Maker()
     assert cache.obtain(KEY, make).data == DATA
     assert make.calls == 1
-    assert os.listdir(cache.root) == [f"{KEY.digest}.engine"]
+    assert names(cache.root) == [f"{KEY.digest}.engine"]
 
 
 def test_what_another_process_is_writing_is_not_swept(cache):
@@ -274,7 +280,7 @@ def test_a_failed_build_leaves_nothing(cache):
 
     with pytest.raises(BackendError, match="no such operator"):
         cache.obtain(KEY, fail)
-    assert os.listdir(cache.root) == []
+    assert names(cache.root) == []
 
 
 def test_the_engine_that_was_not_used_for_longest_makes_room_for_a_new_one(tmp_path):
@@ -314,7 +320,7 @@ def test_an_engine_that_cannot_be_kept_is_used_all_the_same_and_one_line_says_wh
     (line,) = (record.message for record in caplog.records)
     assert os.strerror(code) in line
     assert ("make room" in line) == (code in (errno.ENOSPC, errno.EDQUOT))
-    assert os.listdir(cache.root) == []
+    assert names(cache.root) == []
 
 
 def test_a_folder_that_cannot_be_made_does_not_stop_anything(tmp_path, caplog):
@@ -337,7 +343,7 @@ def test_a_full_disk_loses_no_engine_and_leaves_no_half_of_one(tmp_path, caplog)
         data = b"vtrt" + bytes(200_000)
         assert cache.obtain(KEY, Maker(data)).data == data
         assert "No space left" in caplog.text
-        assert os.listdir(cache.root) == []
+        assert names(cache.root) == []
         cache.obtain(KEY, Maker())
         assert cache.get(KEY).data == DATA
     finally:
