@@ -136,13 +136,18 @@ def build_bundle(
     folder = None if output is None else check_place(output, backend, force=force)
     asked = BuildOptions(cache_length=context, prefill=BuildOptions.prefill if prefill is None else prefill)
     targets = _targets(flavour, sms, asked)
+    if folder is None:
+        kept.prepare()
     built = []
     with Bundle.open(path) as bundle:
         for graph in _chosen(bundle, graphs):
             variant = variant_for(backend, bundle, graph)
             for target, options in targets:
                 want = wanted(bundle, graph, variant, flavour, target, options)
-                built.append(_one(want, kept, force, began, progress))
+                one = _one(want, kept, force, began, progress)
+                if folder is None and one.engine.is_new and not one.place.exists():
+                    kept.keep(one.engine)  # says why it cannot be kept: then all was for nothing
+                built.append(one)
         if folder is not None:
             write_portable(folder, bundle.manifest.name, {one.name: one.engine for one in built})
     return BuildReport(str(path), backend, flavour.version(), tuple(built))

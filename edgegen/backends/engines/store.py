@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,6 +144,15 @@ class EngineStore:
             raise _not_kept(self.root, error) from error
         return path
 
+    def prepare(self) -> None:
+        """Make the folder where there is none. CacheError where engines cannot be kept there."""
+        try:
+            self._prepare()
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise _not_kept(self.root, error) from error
+
     def discard(self, key: EngineKey) -> None:
         """Forget an engine that the library refused."""
         with contextlib.suppress(OSError):
@@ -243,7 +253,7 @@ def _engine(key: EngineKey, built: Built) -> Engine:
 def _not_kept(root: Path, error: OSError) -> CacheError:
     why = error.strerror or str(error)
     cure = "make room" if error.errno in _FULL else "make it writable"
-    return CacheError(f"the engine is used but not kept: {root}: {why}; {cure}, or name another folder in ${PLACE}")
+    return CacheError(f"engines are not kept in {root}: {why}; {cure}, or name another folder in ${PLACE}")
 
 
 def _flush_folder(path: Path) -> None:
