@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
 from tiny_bundles import MODULES, export_tiny
+from tiny_models import ARCHITECTURES
 
 from edgegen.backends.engines.builder import build
 from edgegen.backends.engines.estimate import estimate
@@ -16,6 +17,8 @@ from edgegen.bundle import Bundle
 
 SMS = (86, 89, 120)
 RTX = "tensorrt-rtx"
+# As other tests export them.
+TEXTS = [*((name, "fp32") for name in sorted(ARCHITECTURES)), *(("llama", kind) for kind in ("fp16", "int8", "int4"))]
 
 
 def assert_builds(path, variant="canonical"):
@@ -25,14 +28,9 @@ def assert_builds(path, variant="canonical"):
             assert engine.startswith(b"vtrt")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-def test_a_language_model_builds_in_every_precision(precision, exported):
-    assert_builds(exported("llama", precision)[1])
-
-
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3", "gpt2"])
-def test_what_other_language_models_have_beside_builds_too(architecture, exported):
-    assert_builds(exported(architecture, "int4")[1])
+@pytest.mark.parametrize(("architecture", "precision"), TEXTS)
+def test_a_language_model_of_every_architecture_and_precision_builds(architecture, precision, exported):
+    assert_builds(exported(architecture, precision)[1])
 
 
 @pytest.mark.parametrize("name", [*MODULES, "sd"])
