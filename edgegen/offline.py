@@ -118,7 +118,7 @@ def generate_once(bundle: str, prompt: str, max_new_tokens: int, backend: str) -
     from edgegen.backends import choose
     from edgegen.runtime import load
 
-    # Engines are built by another process, into a cache: not what is asked here. Who names such a backend has them built before.
+    # Engines are built by another process, into a cache: that is not what is asked here.
     with load(bundle, choose(backend, engines=False)) as pipeline:
         return str(pipeline.generate(prompt, max_new_tokens=max_new_tokens, temperature=0.0).text)
 

@@ -18,7 +18,8 @@ from edgegen.bundle import Bundle
 SMS = (86, 89, 120)
 RTX = "tensorrt-rtx"
 # As other tests export them.
-TEXTS = [*((name, "fp32") for name in sorted(ARCHITECTURES)), *(("llama", kind) for kind in ("fp16", "int8", "int4"))]
+OTHERS = [("llama", "fp16"), ("qwen2", "int8"), ("llama_untied", "int4"), ("gemma3", "int4"), ("gpt2", "int4")]
+TEXTS = [*((name, "fp32") for name in sorted(ARCHITECTURES)), *OTHERS]
 
 
 def assert_builds(path, variant="canonical"):

@@ -74,6 +74,6 @@ def test_the_release_of_the_driver_is_read_from_what_the_system_says(monkeypatch
 @pytest.mark.parametrize("build", MEASURED, ids=lambda build: build.what)
 def test_an_estimate_is_near_what_was_measured(build):
     estimate = Estimate.of(build.weights_bytes, build.nodes)
-    # In memory, which decides whether a build is begun, the lines leave a quarter; seconds depend on the machine.
-    assert 0.8 <= estimate.memory_bytes / build.peak_memory_bytes <= 1.25
+    # As the table's docstring says; memory decides whether a build is begun.
+    assert 0.8 <= estimate.memory_bytes / build.peak_memory_bytes <= 1.2
     assert 0.5 <= estimate.seconds / build.seconds <= 2
