@@ -101,6 +101,7 @@ class Switch:
     def _refuse(self, reason: str) -> None:
         if self._cancelled.is_set():
             self.stage = "closed"
+            _log.info("%s was not ready yet when the pipeline was closed; `edgegen build` makes engines ahead", self._better)
             return
         self.stage, self.reason = "failed", reason
         _log.warning("requests stay on %s: %s: %s", self.backend, self._better, reason)

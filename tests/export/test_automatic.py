@@ -11,8 +11,10 @@ from simulated_tensorrt import build_here, simulate
 
 import edgegen
 from edgegen import automatic
+from edgegen.backends import open_session
 from edgegen.backends.engines import verdict, wanted
 from edgegen.backends.engines.builder import CancelledError
+from edgegen.backends.engines.portable import trusted
 from edgegen.backends.engines.store import EngineStore
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError
@@ -147,6 +149,20 @@ def test_without_onnxruntime_the_first_load_waits_for_the_engine(bundle, builds,
     with caplog.at_level(logging.INFO, "edgegen"), edgegen.load(bundle) as model:
         assert backend_of(model) == "tensorrt-rtx"
     assert "its engines are built first" in caplog.text
+
+
+def test_an_engine_from_elsewhere_opens_for_who_says_its_digest_and_for_nobody_else(bundle, builds, tmp_path):
+    with Bundle.open(bundle) as opened:
+        engine = automatic._wanted(opened, "tensorrt-rtx", "decoder").obtain(EngineStore())
+        place = tmp_path / "decoder.engine"
+        place.write_bytes(engine.data)
+        for digest, opens in ((engine.record.sha256, True), ("0" * 64, False)):
+            engines = trusted(place, digest)
+            if opens:
+                open_session("tensorrt-rtx", opened, "decoder", engines=engines).close()
+                continue
+            with pytest.raises(BackendError, match="not the one that was asked for"):
+                open_session("tensorrt-rtx", opened, "decoder", engines=engines)
 
 
 def test_a_verdict_holds_for_the_very_engine_only(bundle, builds, machine):

@@ -26,6 +26,7 @@ _log = logging.getLogger("edgegen")
 
 PLACE, LIMIT = "EDGEGEN_ENGINES", "EDGEGEN_ENGINES_LIMIT"  # environment variables
 DEFAULT_LIMIT_BYTES = 20 << 30
+VERDICT = ".verdict"  # beside an engine: see verdict.py
 _SUFFIX, _PARTIAL, _LOCK = ".engine", ".partial", ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -214,11 +215,14 @@ class EngineStore:
                 _log.info("the engine %s made room for another (limit %d MiB)", other.name, self.limit_bytes >> 20)
 
     def _sweep(self) -> None:
-        """Remove what processes left that were killed while they built or wrote."""
+        """Remove what processes left that were killed while they built or wrote, and what was said of engines that are gone."""
         for pattern in (f".*{_PARTIAL}", f".*{_LOCK}"):
             for path in self.root.glob(pattern):
                 with contextlib.suppress(OSError):
                     lock.sweep(path)
+        for path in self.root.glob(f"*{VERDICT}"):
+            if not path.with_suffix(_SUFFIX).exists():
+                path.unlink(missing_ok=True)
 
 
 def default_root() -> Path:

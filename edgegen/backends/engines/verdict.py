@@ -7,10 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from edgegen.backends.engines.store import EngineStore
+from edgegen.backends.engines.store import VERDICT, EngineStore
 from edgegen.backends.engines.wanted import Wanted
 
-_SUFFIX = ".verdict"
 _MAX_BYTES = 1 << 16
 
 
@@ -47,4 +46,4 @@ def write(store: EngineStore, want: Wanted, verdict: Verdict) -> None:
 
 
 def _place(store: EngineStore, want: Wanted) -> Path:
-    return store.path(want.key).with_suffix(_SUFFIX)
+    return store.path(want.key).with_suffix(VERDICT)

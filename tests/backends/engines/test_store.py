@@ -274,6 +274,15 @@ def test_what_another_process_is_writing_is_not_swept(cache):
     assert not (cache.root / ".x.lock").exists()
 
 
+def test_what_was_said_of_an_engine_goes_with_it(cache):
+    cache.obtain(KEY, Maker())
+    said = [cache.path(key).with_suffix(store.VERDICT) for key in (KEY, OTHERS["sm"])]
+    for path in said:
+        path.touch()
+    cache.obtain(OTHERS["driver"], Maker())
+    assert [path.exists() for path in said] == [True, False]
+
+
 def test_a_failed_build_leaves_nothing(cache):
     def fail():
         raise BackendError("no such operator")
