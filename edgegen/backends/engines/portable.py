@@ -65,8 +65,8 @@ def read_portable(path: str | os.PathLike[str], sha256: str) -> bytes:
 def trusted(path: str | os.PathLike[str], sha256: str) -> Callable[..., Any]:
     """What to open a session with, instead of the cache: `open_session(backend, bundle, graph, engines=trusted(path, sha256))`.
 
-    The digest is the caller's word that this native code may run. BackendError, when it is opened, as `read_portable`; and where
-    the library refuses it, or it is of another graph.
+    The digest is the caller's word that this native code may run. Opening raises BackendError as `read_portable` does, and
+    where the library refuses the engine, or it is of another graph.
     """
 
     def open_it(_flavour: Any, _options: Any, _gpu: Any, start: Callable[[bytes], Any]) -> Any:
