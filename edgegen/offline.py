@@ -115,9 +115,11 @@ def check_offline(
 
 def generate_once(bundle: str, prompt: str, max_new_tokens: int, backend: str) -> str:
     """Load, generate, close: what `check_offline` watches. Returns the text."""
+    from edgegen.backends import choose
     from edgegen.runtime import load
 
-    with load(bundle, backend) as pipeline:
+    # Engines are built by another process, into a cache: that is not what is asked here.
+    with load(bundle, choose(backend, engines=False)) as pipeline:
         return str(pipeline.generate(prompt, max_new_tokens=max_new_tokens, temperature=0.0).text)
 
 

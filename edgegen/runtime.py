@@ -1,15 +1,15 @@
 """From a bundle on disk to a pipeline that generates."""
 
-import importlib
+import functools
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen.backends import AUTO, choose, open_session
+from edgegen.backends import AUTO, BACKENDS, choose, open_session
 from edgegen.bundle import Bundle
-from edgegen.errors import UnknownNameError
-from edgegen.pipelines import FAMILIES
+from edgegen.pipelines import pipeline_class
 
 if TYPE_CHECKING:
     from edgegen.backends.base import Session
@@ -23,7 +23,9 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, *, threads: int | No
     Args:
         path: a bundle's directory, or the uncompressed `.tar` of one.
         backend: a name of `edgegen.backends.BACKENDS`; "auto" takes the best that is installed, and logs which one
-            (logger "edgegen", level INFO).
+            (logger "edgegen", level INFO). With TensorRT and a GPU that is an engine, where the cache has those of all graphs;
+            where they are still to be built, onnxruntime answers meanwhile, and the pipeline changes over between requests
+            (its `switch` tells: `edgegen.switching.Switch`).
         threads: CPU threads; one for each physical core that this process may use if None.
         verify: check the digest of every file that is read. Only switch it off for a bundle that is checked elsewhere.
 
@@ -35,23 +37,27 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, *, threads: int | No
         BackendError: the inference library is missing, or refuses a graph.
         UnknownNameError: no such backend, or no such family in this version.
     """
+    place = Path(path).absolute()  # the process may go to another folder
+    open_on = functools.partial(_open, place, threads=threads, verify=verify)
     chosen = choose(backend)
+    if backend == AUTO and BACKENDS[chosen].engines:
+        from edgegen.automatic import load_automatically  # not above: it is for machines with a GPU
+
+        return load_automatically(place, chosen, open_on)
+    return open_on(chosen)
+
+
+def _open(path: Path, backend: str, *, threads: int | None, verify: bool) -> Any:
+    """The pipeline of a bundle on one backend."""
     bundle = Bundle.open(path, verify=verify)
     try:
-        pipeline = pipeline_class(bundle.manifest.family).from_bundle(bundle, session_opener(bundle, chosen, threads=threads))
+        opener = session_opener(bundle, backend, threads=threads)
+        pipeline = pipeline_class(bundle.manifest.family).from_bundle(bundle, opener)
     except BaseException:
         bundle.close()
         raise
-    _log.info("%s: family %s on %s", bundle.manifest.name, bundle.manifest.family, chosen)
+    _log.info("%s: family %s on %s", bundle.manifest.name, bundle.manifest.family, backend)
     return pipeline
-
-
-def pipeline_class(family: str) -> Any:
-    """The pipeline class of a family; UnknownNameError where this version has none."""
-    if family not in FAMILIES:
-        raise UnknownNameError("family", family, FAMILIES)
-    module, _, name = FAMILIES[family].partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def session_opener(bundle: Bundle, backend: str = AUTO, *, threads: int | None = None) -> "Callable[[str], Session]":

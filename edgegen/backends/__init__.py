@@ -1,5 +1,6 @@
 """Inference libraries: a table of places, and the choice among them. Nothing is imported before it is used."""
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -27,6 +28,7 @@ class Backend(NamedTuple):
         extra: of edgegen, which installs that.
         variants: of a graph that it runs, the best first.
         needs_gpu: whether it runs on an NVIDIA GPU only.
+        engines: whether it runs engines, which are built of a graph, and kept in a cache.
         marker: "Class.member" of the library that runs `variants`; without it, a library takes `older` first.
         older: the variants for a library that is older than some operators of the canonical graph.
     """
@@ -36,6 +38,7 @@ class Backend(NamedTuple):
     extra: str
     variants: tuple[str, ...]
     needs_gpu: bool = False
+    engines: bool = False
     marker: str = ""
     older: tuple[str, ...] = ()
 
@@ -47,11 +50,17 @@ BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first wh
         "tensorrt",
         ("tensorrt", "canonical"),
         needs_gpu=True,
+        engines=True,
         marker="INetworkDefinition.add_kv_cache_update",
         older=("tensorrt-legacy",),
     ),
     "tensorrt-rtx": Backend(
-        "edgegen.backends.trt.open:open_tensorrt_rtx", "tensorrt_rtx", "tensorrt-rtx", ("tensorrt", "canonical"), needs_gpu=True
+        "edgegen.backends.trt.open:open_tensorrt_rtx",
+        "tensorrt_rtx",
+        "tensorrt-rtx",
+        ("tensorrt", "canonical"),
+        needs_gpu=True,
+        engines=True,
     ),
     "onnxruntime": Backend("edgegen.backends.ort:OrtSession", "onnxruntime", "cpu", ("onnxruntime", "canonical")),
 }
@@ -62,13 +71,14 @@ def present_backends() -> list[str]:
     return [name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.library) is not None]
 
 
-def choose(name: str = AUTO) -> str:
-    """The backend that `name` means on this machine.
+def choose(name: str = AUTO, *, engines: bool = True) -> str:
+    """The backend that `name` means on this machine; without `engines`, `auto` takes none that must build some.
 
     Raises UnknownNameError for a name that no backend has, BackendError where its library, or any for `auto`, is missing.
     """
     present = present_backends()
     if name == AUTO:
+        present = [name for name in present if engines or not BACKENDS[name].engines]
         if not present:
             raise BackendError(f"no inference library is installed; {_cure(BACKENDS['onnxruntime'])}")
         return _best(present)
@@ -127,7 +137,12 @@ def open_session(
         BundleError: the graph's files are not what the manifest says.
     """
     chosen = choose(backend)
-    files = bundle.graph(graph, variant or variant_for(chosen, bundle, graph))
+    variant = variant or variant_for(chosen, bundle, graph)
+    files = bundle.graph(graph, variant)
+    if BACKENDS[chosen].engines:
+        from edgegen.backends.engines.sessions import open_cached
+
+        options = {"engines": functools.partial(open_cached, bundle, graph, variant), **options}
     session: Session = _load(BACKENDS[chosen])(
         files.model,
         files.weights,

@@ -20,8 +20,8 @@ from edgegen.bench.measure import Clock, measure, summarize
 from edgegen.bench.metrics import spread
 from edgegen.bundle import Bundle
 from edgegen.errors import InputError
+from edgegen.pipelines import pipeline_class
 from edgegen.pipelines.images import draws
-from edgegen.runtime import pipeline_class
 from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
 
 _COLD_REPEATS = 3

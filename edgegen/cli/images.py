@@ -49,7 +49,7 @@ def image_family(path: Path) -> Family | None:
     Raises BundleError or UnknownNameError where it is no bundle that this version knows.
     """
     from edgegen.bundle import Bundle
-    from edgegen.runtime import pipeline_class
+    from edgegen.pipelines import pipeline_class
 
     if not path.exists():
         return None  # `load` says so, and what else could be wrong

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported befo
     "train": "edgegen.cli.train:train",
     "export": "edgegen.cli.export:export",
     "verify": "edgegen.cli.verify:verify",
+    "build": "edgegen.cli.build:build",
     "generate": "edgegen.cli.generate:generate",
     "bench": "edgegen.cli.bench:bench",
     "eval": "edgegen.cli.eval:evaluate",

@@ -38,6 +38,11 @@ def verify_bundle(path: str, backend: str = "auto") -> ProofReport:
     chosen = choose(backend)
     with Bundle.open(path) as bundle:
         bundle.verify_all()
-        module, _, name = _REPLAYS.get(bundle.manifest.family, _BY_TENSORS).partition(":")
-        report: ProofReport = getattr(importlib.import_module(module), name)(bundle, chosen)
-        return report
+        return replay_bundle(bundle, chosen)
+
+
+def replay_bundle(bundle: Bundle, backend: str) -> ProofReport:
+    """Replay the proof of an open bundle on a backend. Raises as `verify_bundle`; digests are checked of what is read."""
+    module, _, name = _REPLAYS.get(bundle.manifest.family, _BY_TENSORS).partition(":")
+    report: ProofReport = getattr(importlib.import_module(module), name)(bundle, backend)
+    return report

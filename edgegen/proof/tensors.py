@@ -16,9 +16,9 @@ import numpy as np
 from edgegen.backends import open_session, variant_for
 from edgegen.bundle import Bundle
 from edgegen.errors import BundleError, InputError, ProofError
+from edgegen.pipelines import pipeline_class
 from edgegen.proof.files import MAX_PROOF_BYTES, MAX_REFERENCE_BYTES, decode_json, read_bounded
 from edgegen.proof.npz import read_npz
-from edgegen.runtime import pipeline_class
 from edgegen.tensors import Tensor, Tensors
 
 Arithmetic = Literal["float32", "float16"]

@@ -8,10 +8,13 @@ import sys
 import types
 from dataclasses import dataclass
 
+from edgegen.backends.engines.store import Built
+from edgegen.backends.engines.worker import make as make_engine
+from edgegen.bundle import Bundle
 from simulated_tensorrt.cuda_runtime import Cuda
 from simulated_tensorrt.module import PRESETS, Faults, make
 
-__all__ = ["PRESETS", "Simulation", "simulate"]
+__all__ = ["PRESETS", "Simulation", "build_here", "simulate"]
 
 
 @dataclass
@@ -36,7 +39,15 @@ class Simulation:
         for name, module in modules.items():
             module.__spec__ = importlib.machinery.ModuleSpec(name, None)
             monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr("edgegen.backends.engines.wanted.build", build_here)
         return self
+
+
+def build_here(request, *, progress=None, cancelled=None, folder=None):
+    """An engine, built in this process: one of its own would have the real libraries."""
+    with Bundle.open(request.bundle) as bundle:
+        files = bundle.graph(request.graph, request.variant)
+        return Built(make_engine(request.flavour, files, request.options, progress or (lambda *_: True)), 0.1)
 
 
 def simulate(preset: str, *, devices: int = 1) -> Simulation:

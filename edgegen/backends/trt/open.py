@@ -1,7 +1,7 @@
 """From a checked graph to a session: the engine is built, then opened, on the GPU of this machine."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from edgegen.onnx_walk import ExternalTensor
 from edgegen.tensors import Axis
 
 _log = logging.getLogger("edgegen")
+
+Engines = Callable[[Flavour, BuildOptions, Gpu, Callable[[bytes], TrtSession]], TrtSession]
 
 
 def open_tensorrt(
@@ -48,8 +50,9 @@ def open_on(
     device: int = 0,
     build: BuildOptions | None = None,
     run: RunOptions | None = None,
+    engines: Engines | None = None,
 ) -> TrtSession:
-    """Build a graph's engine and open it.
+    """Build a graph's engine, or take it from the cache, and open it.
 
     Args:
         flavour: the library.
@@ -63,6 +66,7 @@ def open_on(
         device: the GPU's number.
         build: what the engine is for.
         run: how it is run.
+        engines: where engines are kept, and built; where nobody says, this process builds one and keeps it to itself.
 
     Raises:
         BackendError: no library, no GPU, or it refuses the graph.
@@ -71,9 +75,16 @@ def open_on(
     flavour.load()  # a missing library is said before a missing GPU
     views = {name: memoryview(content) for name, content in weights.items()}
     files = GraphFiles(model, views, variant, axes, tuple(external), folder)
-    options = for_gpu(flavour, build or BuildOptions(), gpu_of(flavour, device))
+    gpu = gpu_of(flavour, device)
+    options = for_gpu(flavour, build or BuildOptions(), gpu)
+
+    def start(engine: bytes) -> TrtSession:
+        return TrtSession(engine, flavour, files, options, device=device, run=run)
+
+    if engines is not None:
+        return engines(flavour, options, gpu, start)
     _log.info("%s: the engine of %s is being built", flavour.name, variant.path)
-    return TrtSession(build_engine(flavour, files, options), flavour, files, options, device=device, run=run)
+    return start(build_engine(flavour, files, options))
 
 
 def gpu_of(flavour: Flavour, device: int) -> Gpu:

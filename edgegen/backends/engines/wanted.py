@@ -1,0 +1,83 @@
+"""Which engine a graph needs on a device, and how it is had: from the cache, else built in a process of its own."""
+
+import logging
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgegen.backends.engines.builder import Progress, build
+from edgegen.backends.engines.driver import driver_version
+from edgegen.backends.engines.entry import Engine
+from edgegen.backends.engines.estimate import Estimate, estimate
+from edgegen.backends.engines.key import EngineKey, GraphDigest, Target
+from edgegen.backends.engines.store import Built, EngineStore
+from edgegen.backends.engines.worker import BuildRequest
+
+if TYPE_CHECKING:
+    from edgegen.backends.trt.build import BuildOptions
+    from edgegen.backends.trt.cuda import Gpu
+    from edgegen.backends.trt.flavours import Flavour
+    from edgegen.bundle import Bundle
+
+_log = logging.getLogger("edgegen")
+
+
+class Wanted(NamedTuple):
+    """An engine that a graph needs: its name in the cache, how it is built, and what that may take."""
+
+    key: EngineKey
+    request: BuildRequest
+    estimate: Estimate
+
+    def obtain(
+        self,
+        store: EngineStore,
+        *,
+        progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+        force: bool = False,
+    ) -> Engine:
+        """The engine: from `store`, else built and kept there.
+
+        Args:
+            store: the cache.
+            progress: called with (phase, steps done, steps in all) while it is built.
+            cancelled: when it is set, the build is given up.
+            force: build even where memory will probably not do.
+
+        Raises:
+            BackendError: it cannot be built, or (without `force`) would probably run out of memory.
+        """
+
+        def make() -> Built:
+            if not force:
+                self.estimate.check(self.request.graph)
+            return build(self.request, progress=progress, cancelled=cancelled, folder=store.root)
+
+        def waiting(who: str) -> None:
+            _log.info("graph %s: its engine is being built by %s; waiting for that", self.request.graph, who)
+
+        return store.obtain(self.key, make, waiting=waiting)
+
+
+def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: "BuildOptions") -> Wanted:
+    """The engine of one graph of an open bundle, by one library, for one target.
+
+    `options.compute_capabilities` is taken from the target. Raises BackendError where the library is missing.
+    """
+    said = replace(options, compute_capabilities=target.compute_capabilities).as_dict()
+    digest = GraphDigest.of(bundle, graph, variant)
+    key = EngineKey(digest, flavour.name, flavour.version(), target, said)
+    request = BuildRequest(str(bundle.path.absolute()), graph, variant, digest, flavour.name, said)
+    return Wanted(key, request, estimate(bundle, graph, variant))
+
+
+def target_of(options: "BuildOptions", gpu: "Gpu") -> Target:
+    """What an engine with these options, for this GPU, is bound to.
+
+    Where the library is told compute capabilities (TensorRT-RTX), to these, whatever the driver: the engine is finished where
+    it runs. Else to this very GPU under this driver.
+    """
+    if options.compute_capabilities:
+        return Target(options.compute_capabilities)
+    return Target(gpu=gpu.name, sm=gpu.sm, driver=f"{driver_version()} {gpu.driver}".strip(), cuda=gpu.runtime)

@@ -1,0 +1,180 @@
+"""`backend="auto"` with a GPU: onnxruntime answers while engines are built, the proof decides, and then they answer.
+
+On a simulated TensorRT, which runs engines in onnxruntime; builds happen in this process, when a test lets them.
+"""
+
+import logging
+import threading
+
+import pytest
+from simulated_tensorrt import build_here, simulate
+
+import edgegen
+from edgegen import automatic
+from edgegen.backends import open_session
+from edgegen.backends.engines import verdict, wanted
+from edgegen.backends.engines.builder import CancelledError
+from edgegen.backends.engines.portable import trusted
+from edgegen.backends.engines.store import EngineStore
+from edgegen.bundle import Bundle
+from edgegen.errors import BackendError
+
+PROMPT = "The quick brown fox"
+
+
+class Builds:
+    """Stands for the builder: builds here, as soon as `go` is set; `made` are the graphs that were built."""
+
+    def __init__(self):
+        self.go, self.begun, self.made = threading.Event(), threading.Event(), []
+        self.go.set()
+
+    def __call__(self, request, *, progress=None, cancelled=None, folder=None):
+        self.begun.set()
+        while not self.go.wait(0.01):
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError("cancelled")
+        self.made.append(request.graph)
+        return build_here(request)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    return simulate("rtx").install(monkeypatch)
+
+
+@pytest.fixture
+def builds(monkeypatch, machine):
+    stands = Builds()
+    monkeypatch.setattr(wanted, "build", stands)
+    return stands
+
+
+@pytest.fixture
+def bundle(exported):
+    return exported("llama", "fp32")[1]
+
+
+def backend_of(model):
+    return model.session.backend
+
+
+def text_of(model):
+    return model.generate(PROMPT, max_new_tokens=6).text
+
+
+def test_onnxruntime_answers_until_the_engine_is_built_and_proven_and_the_next_load_finds_it(bundle, builds):
+    builds.go.clear()
+    with edgegen.load(bundle) as model:
+        assert backend_of(model) == "onnxruntime"
+        stream = model.stream(PROMPT, max_new_tokens=6)
+        first = next(stream).text
+        builds.go.set()
+        assert model.switch.wait(60)
+        assert (model.switch.stage, model.switch.backend) == ("switched", "tensorrt-rtx")
+        assert backend_of(model) == "tensorrt-rtx"
+        assert first + "".join(piece.text for piece in stream) == text_of(model)
+    with edgegen.load(bundle) as model:
+        assert backend_of(model) == "tensorrt-rtx"
+        assert not hasattr(model, "switch")
+    assert builds.made == ["decoder"]
+
+
+def test_an_engine_whose_answers_are_wrong_is_never_switched_to_and_not_tried_again(bundle, builds, monkeypatch, caplog):
+    report = type("Report", (), {"passed": False, "lines": lambda self: ["layer 1 is wrong"]})()
+    monkeypatch.setattr(automatic, "replay_bundle", lambda *_: report)
+    for _ in range(2):
+        with edgegen.load(bundle) as model:
+            assert not hasattr(model, "switch") or model.switch.wait(60)
+            assert backend_of(model) == "onnxruntime"
+            text_of(model)
+    assert caplog.text.count("layer 1 is wrong") == 2
+    assert builds.made == ["decoder"]
+
+
+def test_a_build_that_fails_leaves_onnxruntime_in_charge(bundle, builds, machine, caplog):
+    machine.faults.build = "no kernel for this node"
+    with edgegen.load(bundle) as model:
+        assert model.switch.wait(60)
+        assert model.switch.stage == "failed"
+        assert backend_of(model) == "onnxruntime"
+        text_of(model)
+    assert "no kernel for this node" in caplog.text
+
+
+def test_an_engine_that_was_built_ahead_is_proven_before_it_is_used(bundle, builds):
+    with edgegen.load(bundle, backend="tensorrt-rtx") as model:
+        assert backend_of(model) == "tensorrt-rtx"
+    with edgegen.load(bundle) as model:
+        assert model.switch.wait(60)
+        assert backend_of(model) == "tensorrt-rtx"
+    assert builds.made == ["decoder"]
+
+
+def test_closing_while_it_builds_gives_the_build_up(bundle, builds):
+    builds.go.clear()
+    model = edgegen.load(bundle)
+    assert builds.begun.wait(60)
+    model.close()
+    assert model.switch.stage == "closed"
+    assert builds.made == []
+    assert list(EngineStore().root.iterdir()) == []
+
+
+def test_an_engine_of_the_cache_that_the_library_refuses_is_built_once_more(bundle, builds, machine, monkeypatch, caplog):
+    with edgegen.load(bundle, backend="tensorrt-rtx"):
+        pass
+    from edgegen.backends.trt import open as opening
+
+    real, refused = opening.TrtSession, []
+
+    def refuse_once(*arguments, **options):
+        if not refused:
+            refused.append(1)
+            raise BackendError("not of this driver")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(opening, "TrtSession", refuse_once)
+    with edgegen.load(bundle, backend="tensorrt-rtx") as model:
+        text_of(model)
+    assert builds.made == ["decoder", "decoder"]
+    assert "not of this driver" in caplog.text
+
+
+def test_without_onnxruntime_the_first_load_waits_for_the_engine(bundle, builds, monkeypatch, caplog):
+    import edgegen.backends
+
+    real = edgegen.backends.present_backends
+    monkeypatch.setattr(edgegen.backends, "present_backends", lambda: [name for name in real() if name != "onnxruntime"])
+    with caplog.at_level(logging.INFO, "edgegen"), edgegen.load(bundle) as model:
+        assert backend_of(model) == "tensorrt-rtx"
+    assert "its engines are built first" in caplog.text
+
+
+def test_an_engine_from_elsewhere_opens_for_who_says_its_digest_and_for_nobody_else(bundle, builds, tmp_path):
+    with Bundle.open(bundle) as opened:
+        engine = automatic._wanted(opened, "tensorrt-rtx", "decoder").obtain(EngineStore())
+        place = tmp_path / "decoder.engine"
+        place.write_bytes(engine.data)
+        for digest, opens in ((engine.record.sha256, True), ("0" * 64, False)):
+            engines = trusted(place, digest)
+            if opens:
+                open_session("tensorrt-rtx", opened, "decoder", engines=engines).close()
+                continue
+            with pytest.raises(BackendError, match="not the one that was asked for"):
+                open_session("tensorrt-rtx", opened, "decoder", engines=engines)
+
+
+def test_a_verdict_holds_for_the_very_engine_only(bundle, builds, machine):
+    with edgegen.load(bundle) as model:
+        assert model.switch.wait(60)
+    store = EngineStore()
+    with Bundle.open(bundle) as opened:
+        want = automatic._wanted(opened, "tensorrt-rtx", "decoder")
+    good = verdict.read(store, want)
+    assert good.reason == ""
+    verdict.write(store, want, verdict.Verdict("0" * 64))
+    assert verdict.read(store, want) is None
+    verdict.write(store, want, good)
+    store.discard(want.key)
+    assert verdict.read(store, want) is None
