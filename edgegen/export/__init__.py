@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgegen.bundle import check_place
 from edgegen.errors import ExportError, InputError, UnknownNameError
+from edgegen.export.request import VARIANTS, Request
 
 if TYPE_CHECKING:
     from edgegen.export.report import ExportReport
@@ -29,6 +30,7 @@ def export(
     outputs: Sequence[str] = (),
     axes: Sequence[str] = (),
     settings: Sequence[str] = (),
+    variants: Sequence[str] = (),
     progress: Callable[[str, float], None] | None = None,
 ) -> "ExportReport":
     """Export `source` to a bundle at `output`; the proof is part of it.
@@ -50,6 +52,7 @@ def export(
         axes: bounds of named axes: "batch=1..4..16" (least, usual, most); of a diffusers directory batch, and height and width
             in pixels: without them its images have the one size that it names.
         settings: what the family's pipeline wants to know, NAME=JSON.
+        variants: what the bundle's graphs are also shipped as: "tensorrt-legacy" for TensorRT 10.3 and 10.13.
         progress: called with the stage and the share of it that is done.
 
     Raises:
@@ -57,13 +60,15 @@ def export(
     """
     if precision is not None and precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UnknownNameError("variant", variant, VARIANTS)
     if limit is not None and not limit >= 0:
         raise InputError(f"limit is {limit}; it is a mean KL in nats, 0 or more")
     check_place(Path(output).absolute(), force)  # again when it is written; here before anything slow
     try:
         from edgegen.export.families import FAMILIES
         from edgegen.export.recipe import Recipe, declared_by, load_recipe
-        from edgegen.export.request import Request
         from edgegen.export.sources import open_source, source_kind
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgegen"):
@@ -79,7 +84,8 @@ def export(
     opened = _declared(open_source(source, checkpoint), wanted, *options)
     chosen = precision or (recipe.precision if recipe else "fp32")
     length = context_length or (recipe.context_length if recipe else None)
-    request = Request(opened, output, chosen, name or opened.name, length, limit, force)  # type: ignore[arg-type]
+    named, extra = name or opened.name, tuple(dict.fromkeys(variants))
+    request = Request(opened, output, chosen, named, length, limit, force, extra)  # type: ignore[arg-type]
     module, function = FAMILIES[wanted].split(":")
     report: ExportReport = getattr(importlib.import_module(module), function)(
         request, progress or (lambda _stage, _share: None)
