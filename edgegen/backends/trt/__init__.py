@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: one backend for both, given the library's module."""
