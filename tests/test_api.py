@@ -44,4 +44,4 @@ def test_every_place_in_a_table_is_a_file_with_that_class(place):
     module, _, name = place.partition(":")
     source = ROOT / Path(*module.split(".")).with_suffix(".py")
     assert source.exists(), f"{place}: no such module"
-    assert re.search(rf"^class {name}\b", source.read_text(), re.MULTILINE), f"{place}: no such class"
+    assert re.search(rf"^(class|def) {name}\b", source.read_text(), re.MULTILINE), f"{place}: no such class or function"

@@ -2,28 +2,57 @@
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgegen.backends.gpu import why_no_gpu
 from edgegen.errors import BackendError, UnknownNameError
 
 if TYPE_CHECKING:
     from edgegen.backends.base import Session
     from edgegen.bundle import Bundle
 
+_log = logging.getLogger("edgegen")
+
 AUTO = "auto"
 
 
 class Backend(NamedTuple):
-    """Where a backend's session class is, what it needs, and which variants of a graph it runs, the best first."""
+    """A backend, as data.
+
+    Attributes:
+        place: of its session's class, or of a function that opens one.
+        library: the module that it needs.
+        extra: of edgegen, which installs that.
+        variants: of a graph that it runs, the best first.
+        needs_gpu: whether it runs on an NVIDIA GPU only.
+        marker: "Class.member" of the library that runs `variants`; without it, a library takes `older` first.
+        older: the variants for a library that is older than some operators of the canonical graph.
+    """
 
     place: str
     library: str
     extra: str
     variants: tuple[str, ...]
+    needs_gpu: bool = False
+    marker: str = ""
+    older: tuple[str, ...] = ()
 
 
-BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first whose library is there
+BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first whose library, and GPU, is there
+    "tensorrt": Backend(
+        "edgegen.backends.trt.open:open_tensorrt",
+        "tensorrt",
+        "tensorrt",
+        ("tensorrt", "canonical"),
+        needs_gpu=True,
+        marker="INetworkDefinition.add_kv_cache_update",
+        older=("tensorrt-legacy",),
+    ),
+    "tensorrt-rtx": Backend(
+        "edgegen.backends.trt.open:open_tensorrt_rtx", "tensorrt_rtx", "tensorrt-rtx", ("tensorrt", "canonical"), needs_gpu=True
+    ),
     "onnxruntime": Backend("edgegen.backends.ort:OrtSession", "onnxruntime", "cpu", ("onnxruntime", "canonical")),
 }
 
@@ -41,8 +70,8 @@ def choose(name: str = AUTO) -> str:
     present = present_backends()
     if name == AUTO:
         if not present:
-            raise BackendError(f"no inference library is installed; {_cure(next(iter(BACKENDS.values())))}")
-        return present[0]
+            raise BackendError(f"no inference library is installed; {_cure(BACKENDS['onnxruntime'])}")
+        return _best(present)
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, [AUTO, *BACKENDS])
     if name not in present:
@@ -50,12 +79,33 @@ def choose(name: str = AUTO) -> str:
     return name
 
 
+def _best(present: list[str]) -> str:
+    """The first that can run here; the log says which ones were passed over, and why."""
+    why = why_no_gpu() if BACKENDS[present[0]].needs_gpu else None
+    chosen = next((name for name in present if why is None or not BACKENDS[name].needs_gpu), None)
+    passed = [name for name in present if why is not None and BACKENDS[name].needs_gpu]
+    if passed:
+        _log.info("%s not taken: no GPU can be used (%s)", ", ".join(passed), why)
+    if chosen is None:
+        raise BackendError(f"{', '.join(passed)} needs an NVIDIA GPU ({why}); {_cure(BACKENDS['onnxruntime'])}")
+    return chosen
+
+
 def variant_for(backend: str, bundle: "Bundle", graph: str) -> str:
     """The variant of a graph that `backend` runs: the best that the bundle has, at last the canonical one."""
     graphs = bundle.manifest.graphs
     if graph not in graphs:
         raise UnknownNameError("graph", graph, graphs)
-    return next(name for name in BACKENDS[backend].variants if name in graphs[graph].variants or name == "canonical")
+    return next(name for name in _variants(BACKENDS[backend]) if name in graphs[graph].variants or name == "canonical")
+
+
+def _variants(backend: Backend) -> tuple[str, ...]:
+    """The variants that the installed library runs, the best first: which it is, its members tell."""
+    if not backend.marker or importlib.util.find_spec(backend.library) is None:
+        return backend.variants
+    kind, _, member = backend.marker.partition(".")
+    is_new = hasattr(getattr(_imported(backend), kind), member)
+    return backend.variants if is_new else (*backend.older, *backend.variants)
 
 
 def open_session(
@@ -69,7 +119,7 @@ def open_session(
         graph: a name in `bundle.manifest.graphs`.
         variant: a variant of the graph; the one that suits the backend best if None.
         threads: CPU threads; one for each usable physical core if None.
-        options: passed to the session's class.
+        options: passed to the session's class (`device`: the number of the GPU, ...).
 
     Raises:
         UnknownNameError: no such backend or graph.
@@ -93,11 +143,16 @@ def open_session(
 
 def _load(backend: Backend) -> Any:
     module, _, name = backend.place.partition(":")
+    return getattr(_imported(backend, module), name)
+
+
+def _imported(backend: Backend, module: str | None = None) -> Any:
+    """The backend's library, or a module of ours that imports it."""
     try:
-        return getattr(importlib.import_module(module), name)
-    except ImportError as error:
+        return importlib.import_module(module or backend.library)
+    except (ImportError, OSError) as error:  # OSError: a shared library that the loader refuses
         # A library that is broken is the user's to repair; a module of ours that is missing is a bug to see.
-        if error.name is not None and error.name.partition(".")[0] == "edgegen":
+        if isinstance(error, ImportError) and error.name is not None and error.name.partition(".")[0] == "edgegen":
             raise
         raise BackendError(f"{backend.library} is installed but cannot be imported ({error}); {_cure(backend)}") from error
 
