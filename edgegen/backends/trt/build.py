@@ -41,7 +41,13 @@ def build_engine(flavour: Flavour, files: "GraphFiles", options: BuildOptions, *
     trt = flavour.load()
     what = f"{flavour.name} {flavour.version()} cannot build {files.variant.path}"
     todo = plan(files.variant, files.axes, options)
-    log = Log(trt)
+    with Log(trt) as log:
+        return _build(trt, log, files, options, todo, what, progress)
+
+
+def _build(
+    trt: Any, log: Log, files: "GraphFiles", options: BuildOptions, todo: Plan, what: str, progress: Progress | None
+) -> bytes:
     builder = _builder(trt, log, what)
     config = _config(trt, builder, options, what)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # its number differs between versions
@@ -50,7 +56,8 @@ def build_engine(flavour: Flavour, files: "GraphFiles", options: BuildOptions, *
     _check_inputs(network, files, what)
     _make_decomposable(trt, network)
     for profile in todo.profiles:
-        config.add_optimization_profile(_native_profile(builder, network, files, todo, profile))
+        if config.add_optimization_profile(_native_profile(builder, network, files, todo, profile)) < 0:
+            raise log.failure(f"{what}: profile {profile} is refused")
     watch = None if progress is None else Watch(progress)
     if watch is not None and hasattr(config, "progress_monitor"):
         config.progress_monitor = alive["monitor"] = monitor(trt, watch)

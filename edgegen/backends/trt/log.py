@@ -5,7 +5,9 @@ TensorRT reports by its logger and returns False or None: whoever does not liste
 
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from edgegen.errors import BackendError
@@ -21,19 +23,28 @@ _UNUSED = "Unused Input"
 
 
 class Log:
-    """The warnings and errors of one build or session, in order. `logger` is what the library is given.
+    """The warnings and errors of one build or session, said while it is entered. `logger` is what the library is given.
 
-    The library calls it from threads of its own: it never raises.
+    The library takes one logger for the whole process, and ignores any other as long as a builder or runtime lives. So there
+    is one, and it passes a message on to the log that its thread has entered; one of a thread of the library's own goes to
+    every log that is entered somewhere.
     """
 
     def __init__(self, trt: Any) -> None:
         self._lock = threading.Lock()
         self._entries: list[tuple[str, str]] = []
-        self.logger: Any = _logger(trt, self)
+        self._router = _router_of(trt)
+        self.logger: Any = self._router.native
+
+    def __enter__(self) -> "Log":
+        self._router.enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._router.leave(self)
 
     def add(self, severity: str, message: str) -> None:
-        """Keep a message, and pass it on to Python's logging."""
-        _log.debug("TensorRT %s: %s", severity, message)
+        """Keep a message that matters."""
         if severity not in _KEPT:
             return
         with self._lock:
@@ -88,12 +99,53 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _logger(trt: Any, log: Log) -> Any:
+class _Router:
+    """The library's one logger: it finds out whose a message is. Called from several threads, and never raises."""
+
+    def __init__(self, trt: Any) -> None:
+        self._lock = threading.Lock()
+        self._entered: list[Log] = []  # by any thread
+        self._here = threading.local()
+        self.native = _logger(trt, self)
+
+    def enter(self, log: Log) -> None:
+        with self._lock:
+            self._entered.append(log)
+        self._stack().append(log)
+
+    def leave(self, log: Log) -> None:
+        self._stack().pop()
+        with self._lock:
+            self._entered.remove(log)
+
+    def tell(self, severity: str, message: str) -> None:
+        _log.debug("TensorRT %s: %s", severity, message)
+        with self._lock:
+            stack = self._stack()
+            listening = stack[-1:] or list(dict.fromkeys(self._entered))
+        for log in listening:
+            log.add(severity, message)
+
+    def _stack(self) -> list[Log]:
+        stack: list[Log] = self._here.__dict__.setdefault("stack", [])
+        return stack
+
+
+_routers: "weakref.WeakKeyDictionary[Any, _Router]" = weakref.WeakKeyDictionary()  # by module
+_routers_lock = threading.Lock()
+
+
+def _router_of(trt: Any) -> _Router:
+    with _routers_lock:
+        return _routers.setdefault(trt, _routers.get(trt) or _Router(trt))
+
+
+def _logger(trt: Any, router: _Router) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base comes with the module
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            log.add(severity.name, msg)
+            router.tell(severity.name, msg)
 
     return Logger()

@@ -78,8 +78,8 @@ class TrtSession:
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._defaults = without_defaults(files.model)[1]
         self._checked: tuple[Any, ...] | None = None
-        with contextlib.ExitStack() as opened:  # closed again where the rest of the opening fails
-            self._log = Log(trt)
+        self._log = Log(trt)
+        with self._log, contextlib.ExitStack() as opened:  # closed again where the rest of the opening fails
             self._cuda = Cuda(load_runtime(), device)
             self.gpu = self._cuda.gpu()
             self._stream = self._cuda.stream()
@@ -153,7 +153,7 @@ class TrtSession:
 
     def run(self, inputs: Tensors, *, state: State | None = None, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Run once: see the protocol."""
-        with self._lock:
+        with self._lock, self._log:
             engine = self._open()
             held = self._check_state(state)
             names = self._fetched if outputs is None else tuple(outputs)
@@ -170,7 +170,7 @@ class TrtSession:
 
     def close(self) -> None:
         """Free the session and every state of it."""
-        with self._lock:
+        with self._lock, self._log:
             for state in list(self._states):
                 state.close()
             for runner in self._runners.values():
