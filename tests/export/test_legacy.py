@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import onnx_ir as ir
 from own_modules import source_of
+from simulated_tensorrt import simulate
 from tiny_models import ARCHITECTURES, make_tiny, tiny_config
 from torch import nn
 
@@ -119,7 +120,7 @@ def test_the_variant_is_proven_with_the_others_and_stands_in_the_manifest(with_l
     assert set(variants) == {"canonical", "onnxruntime", LEGACY}
     for same in ("inputs", "outputs", "state"):  # the pipeline feeds it unchanged
         assert variants[LEGACY][same] == variants["canonical"][same]
-    assert LEGACY in (bundle / "card.md").read_text()
+    assert "float16: those releases read 4 bits only in a product" in (bundle / "card.md").read_text()
 
 
 def test_int4_stays_packed_where_it_feeds_a_product_in_blocks_along_the_first_axis(with_legacy):
@@ -134,12 +135,25 @@ def test_int4_stays_packed_where_it_feeds_a_product_in_blocks_along_the_first_ax
     assert not any(node.op_type == "Transpose" and node.inputs[0].producer() in matrices for node in model.graph)
 
 
-def test_weights_of_both_variants_are_stored_once_where_they_are_the_same(exported, tmp_path):
-    checkpoint = exported("llama", "fp32")[0]
-    export(str(checkpoint), tmp_path / "b", variants=(LEGACY,))
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "b/graphs").iterdir()}
-    assert f"decoder.{LEGACY}.weights" not in sizes
-    assert "decoder.canonical.weights" not in sizes
+@pytest.fixture(scope="module")
+def wide_with_legacy(with_legacy):
+    bundle = with_legacy[0].with_name("fp32.bundle")
+    export(str(bundle.with_name("checkpoint")), bundle, variants=(LEGACY,))
+    return bundle
+
+
+def test_weights_of_both_variants_are_stored_once_where_they_are_the_same(wide_with_legacy):
+    names = {path.name for path in (wide_with_legacy / "graphs").iterdir()}
+    assert "decoder.weights" in names
+    assert not names & {f"decoder.{LEGACY}.weights", "decoder.canonical.weights"}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_simulated_old_tensorrt_takes_the_variant_and_its_proof_passes(wide_with_legacy, release, monkeypatch):
+    simulate(release).install(monkeypatch)
+    report = verify_bundle(str(wide_with_legacy), "tensorrt")
+    assert report.passed
+    assert (report.backend, report.fidelity.variant) == ("tensorrt", LEGACY)
 
 
 def test_an_unknown_variant_is_refused_with_what_there_is(tmp_path):
