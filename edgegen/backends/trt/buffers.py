@@ -25,8 +25,8 @@ class Buffers:
             grown = self._cuda.host_memory(_rounded(size_bytes, held), f"tensor {name!r}")
             if held is not None:
                 held.close()
+                self.version += 1
             self._host[name] = held = grown
-            self.version += 1
         return held
 
     def device(self, name: str, size_bytes: int) -> DeviceMemory:
@@ -37,8 +37,8 @@ class Buffers:
             if held is not None:  # before the new one is there: memory for both may not be
                 held.close()
                 del self._device[name]
+                self.version += 1
             self._device[name] = held = self._cuda.device_memory(size, f"tensor {name!r}")
-            self.version += 1
         return held
 
     @property
