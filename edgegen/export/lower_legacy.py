@@ -5,7 +5,7 @@ state keep their names, so that the pipeline feeds it unchanged. Weights share t
 
 * int4: blocks along the first axis of [in, out], the one form that TensorRT documents for a weight of 4 bits, and only where
   they feed a product; a table whose rows are picked becomes float16.
-* int8: before 10.8 blocks are read of INT4 alone, so the matrices become float16.
+* int8: as of 10.7 blocks are of INT4 alone, so the matrices become float16: twice as large.
 """
 
 from collections.abc import Mapping

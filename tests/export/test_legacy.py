@@ -149,9 +149,9 @@ def test_weights_of_both_variants_are_stored_once_where_they_are_the_same(wide_w
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_simulated_old_tensorrt_takes_the_variant_and_its_proof_passes(wide_with_legacy, release, monkeypatch):
+def test_a_simulated_old_tensorrt_takes_the_variant_and_its_proof_passes(with_legacy, release, monkeypatch):
     simulate(release).install(monkeypatch)
-    report = verify_bundle(str(wide_with_legacy), "tensorrt")
+    report = verify_bundle(str(with_legacy[0]), "tensorrt")
     assert report.passed
     assert (report.backend, report.fidelity.variant) == ("tensorrt", LEGACY)
 

@@ -64,6 +64,7 @@ API: dict[str, set[str]] = {
     "INetworkDefinition": {"num_inputs", "get_input", "num_layers", "get_layer", "add_kv_cache_update"},
     "ITensor": {"name", "shape", "is_shape_tensor"},
     "ILayer": {"name", "type"},
+    "IAttentionInputLayer": {"attention"},
     "IBuilderConfig": {
         *("set_memory_pool_limit", "add_optimization_profile", "progress_monitor"),
         *("num_compute_capabilities", "set_compute_capability"),
