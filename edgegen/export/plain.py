@@ -256,6 +256,8 @@ def _biases(put: Before, node: ir.Node, shared: Shared, times: int) -> list[ir.V
     q, k, mask = known(node, 0), known(node, 1), given(node, 3)
     found = []
     if mask is not None:
+        if times > 1 and mask.shape is not None and len(mask.shape) > 2 and mask.shape[-3] != 1:
+            raise refuse(node, "has a mask for each head, and fewer heads of keys than of queries")
         found.append(shared.get(("mask", id(mask), times), lambda: _repeated(put, _as_bias(put, mask), times)))
     if attribute(node, "is_causal", 0):
 
