@@ -75,7 +75,7 @@ CASES = {
     "gelu": ("Gelu", [random(4, 50, scale=3)], {}),
     "gelu by tanh": ("Gelu", [random(4, 50, scale=3)], {"approximate": "tanh"}),
     "group norm": ("GroupNormalization", [random(2, 6, 3, 4) + 2, random(6), random(6)], {"num_groups": 3}),
-    "group norm in float16": ("GroupNormalization", [random(*n, dtype=HALF) for n in ((2, 6, 5), (6,), (6,))], {"num_groups": 2}),
+    "group norm, float16": ("GroupNormalization", [random(*n, dtype=HALF) for n in ((2, 6, 5), (6,), (6,))], {"num_groups": 2}),
     "mish": ("Mish", [random(40, scale=3)], {}),
     "rms norm": ("RMSNormalization", [random(2, 3, 16), random(16)], {"epsilon": 1e-3}),
     "rms norm in float16": ("RMSNormalization", [random(2, 3, 16, dtype=HALF, scale=300), random(16, dtype=HALF)], {}),
