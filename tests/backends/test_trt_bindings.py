@@ -147,11 +147,7 @@ def test_every_member_that_the_backend_reads_is_in_the_simulation():
     known = {*MEMBERS, *(f"IAttentionInputLayer.{name}" for name in inherited), ".__version__"}
     asked = {member: place for member, place in members_read().items() if not member.startswith("IAttention.")}
     enumerations = {member for member in asked if member.endswith("__members__")}
-    assert not {
-        member: place
-        for member, place in asked.items()
-        if member not in known | enumerations
-    }
+    assert not {member: place for member, place in asked.items() if member not in known | enumerations}
 
 
 def test_the_names_that_hold_tensorrt_objects_are_all_known():

@@ -296,7 +296,16 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_export_hands_everything_over(exported: list[Any]) -> None:
     flags = ["--family", "decoder_lm", "--checkpoint", "w.safetensors", "--precision", "int4", "--context-length", "64"]
-    flags += ["--input", "z float32[batch, 8]", "--axis", "batch=1..1..4", "--axis", "side=8..8..8"]
+    flags += [
+        "--input",
+        "z float32[batch, 8]",
+        "--axis",
+        "batch=1..1..4",
+        "--axis",
+        "side=8..8..8",
+        "--variant",
+        "tensorrt-legacy",
+    ]
     result = run("export", "src", "-o", "out", *flags, "--limit", "0.2", "--name", "n", "--force", "--json")
     assert (result.exit_code, json.loads(result.stdout)["passed"]) == (0, True)
     assert exported == [
@@ -315,6 +324,7 @@ def test_export_hands_everything_over(exported: list[Any]) -> None:
                 "outputs": (),
                 "axes": ("batch=1..1..4", "side=8..8..8"),
                 "settings": (),
+                "variants": ("tensorrt-legacy",),
                 "progress": None,  # stderr is no terminal here
             },
         )
