@@ -7,6 +7,7 @@ PRESETS = ("10.3", "10.13", "10.16", "11.4", "rtx")
 
 # "Class.member" ("" for the module itself): the first TensorRT version that has it, of those that 10.3 lacks; "rtx": only RTX.
 SINCE: dict[str, str] = {
+    ".IAttention": "10.16",
     ".IAttentionInputLayer": "10.16",
     ".ComputeCapability": "rtx",
     ".CudaGraphStrategy": "rtx",
@@ -51,7 +52,7 @@ API: dict[str, set[str]] = {
         *("Builder", "OnnxParser", "Runtime", "ILogger", "IOutputAllocator", "IProgressMonitor", "__version__"),
         *("DataType", "TensorIOMode", "TensorLocation", "LayerType", "MemoryPoolType", "NetworkDefinitionCreationFlag"),
         *("ExecutionContextAllocationStrategy", "INetworkDefinition", "IBuilderConfig", "IOptimizationProfile", "ParserError"),
-        *("ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IHostMemory", "ITensor", "ILayer", "IAttentionInputLayer"),
+        *("ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IHostMemory", "ITensor", "ILayer", "IAttentionInputLayer", "IAttention"),
         *(
             "ComputeCapability",
             "CudaGraphStrategy",
@@ -65,6 +66,7 @@ API: dict[str, set[str]] = {
     "ITensor": {"name", "shape", "is_shape_tensor"},
     "ILayer": {"name", "type"},
     "IAttentionInputLayer": {"attention"},
+    "IAttention": {"decomposable"},
     "IBuilderConfig": {
         *("set_memory_pool_limit", "add_optimization_profile", "progress_monitor"),
         *("num_compute_capabilities", "set_compute_capability"),

@@ -36,7 +36,8 @@ class Watch:
             return False
 
     def finish(self, phase: str) -> None:
-        """A phase ends."""
+        """A phase ends, with all its steps: the library does not always count the last ones."""
+        self.tell(phase, self._steps.get(phase, 0))
         self._steps.pop(phase, None)
 
 

@@ -1,0 +1,98 @@
+"""Bundles through the simulated TensorRT, as a user loads them; and which backend `auto` takes."""
+
+import logging
+import subprocess
+import sys
+
+import bundles
+import pytest
+
+import edgegen
+from edgegen.backends import BACKENDS, choose, present_backends, variant_for
+from edgegen.backends.gpu import why_no_gpu
+from edgegen.backends.trt.flavours import FLAVOURS
+from edgegen.bundle import Bundle
+from edgegen.errors import BackendError
+from edgegen.health import examine
+
+ASKED = {"temperature": 20.0, "seed": 5, "max_new_tokens": 24}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return bundles.make_bundle(tmp_path / "tiny.bundle")
+
+
+@pytest.mark.parametrize("preset", ["10.16", "11.4", "rtx"])
+def test_a_bundle_gives_the_same_text_as_on_onnxruntime(machine, tiny, preset):
+    backend = machine(preset).backend
+    with edgegen.load(tiny, backend="onnxruntime") as reference, edgegen.load(tiny, backend=backend) as model:
+        assert model.session.backend == backend
+        wanted = reference.generate("a b c", **ASKED)
+        assert model.generate("a b c", **ASKED) == wanted
+        assert len(set(wanted.token_ids)) > 3  # a text, not one token over and over
+
+
+def test_auto_takes_tensorrt_where_its_library_and_a_gpu_are_there(machine, caplog):
+    machine("11.4")
+    assert choose("auto") == "tensorrt"
+    assert why_no_gpu() is None
+    machine("11.4", devices=0)
+    with caplog.at_level(logging.INFO, "edgegen"):
+        assert choose("auto") == "onnxruntime"
+    assert "tensorrt" in caplog.text
+    assert "no GPU can be used (cudaGetDeviceCount failed: cudaErrorInsufficientDriver" in caplog.text
+
+
+def test_without_a_gpu_and_without_onnxruntime_the_cure_is_said(machine, monkeypatch):
+    machine("11.4", devices=0)
+    monkeypatch.setattr("edgegen.backends.present_backends", lambda: ["tensorrt"])
+    with pytest.raises(BackendError, match=r'tensorrt needs an NVIDIA GPU \(.*pip install "edgegen\[cpu\]"'):
+        choose("auto")
+
+
+@pytest.mark.parametrize(("preset", "more"), [("rtx", "engines can be built here all the same: edgegen build; "), ("10.3", "")])
+def test_running_without_a_gpu_is_refused_and_says_what_works(machine, tiny, preset, more):
+    simulation = machine(preset, devices=0)
+    with pytest.raises(BackendError, match=rf"on an NVIDIA GPU, and none can be used here \(.*\)(; )?{more}.*on onnxruntime"):
+        edgegen.load(tiny, backend=simulation.backend)
+
+
+def test_an_rtx_engine_is_built_for_the_gpu_that_is_there(machine, tiny):
+    simulation = machine("rtx")
+    simulation.cuda.devices[0].major, simulation.cuda.devices[0].minor = 9, 0
+    with pytest.raises(BackendError, match=r"for SM 90; it supports SM 75, .*use the tensorrt backend"):
+        edgegen.load(tiny, backend="tensorrt-rtx")
+
+
+def test_an_old_tensorrt_takes_the_legacy_variant_where_there_is_one(machine, tiny):
+    with Bundle.open(tiny) as bundle:
+        machine("10.3")
+        assert variant_for("tensorrt", bundle, "decoder") == "canonical"  # whose refusal says what to export
+        variants = bundle.manifest.graphs["decoder"].variants
+        variants["tensorrt-legacy"] = variants["canonical"]
+        assert variant_for("tensorrt", bundle, "decoder") == "tensorrt-legacy"
+        machine("11.4")
+        assert variant_for("tensorrt", bundle, "decoder") == "canonical"
+
+
+def test_the_table_and_the_flavours_agree():
+    for name, flavour in FLAVOURS.items():
+        assert BACKENDS[name].library == flavour.module
+        assert BACKENDS[name].extra == flavour.extra
+        assert BACKENDS[name].needs_gpu
+
+
+def test_doctor_says_that_a_library_without_a_gpu_is_not_enough(machine):
+    machine("11.4", devices=0)
+    state = examine().backends["tensorrt"]
+    assert state.startswith("installed, tensorrt 11.4.0.106, but no GPU can be used: cudaGetDeviceCount failed")
+    machine("11.4")
+    assert examine().backends["tensorrt"] == "works, tensorrt 11.4.0.106"
+
+
+def test_looking_for_backends_imports_none():
+    code = "import sys, edgegen.backends as b; b.present_backends(); print(*{m.partition('.')[0] for m in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"tensorrt", "tensorrt_rtx", "cuda", "onnxruntime", "numpy"} & set(found)
+    assert isinstance(present_backends(), list)
