@@ -3,9 +3,11 @@
 Attention, rotary embeddings, RMS norms and the cache's update are spelled out (`edgegen.export.plain`); inputs, outputs and
 state keep their names, so that the pipeline feeds it unchanged. Weights share their bytes with the canonical graph, except:
 
-* int4: blocks along the first axis of [in, out], the one form that TensorRT documents for a weight of 4 bits, and only where
-  they feed a product; a table whose rows are picked becomes float16.
+* int4: blocks along the first axis of [in, out], the form in which NVIDIA's own quantizer writes a weight of 4 bits, and only
+  where they feed a product; a table whose rows are picked becomes float16.
 * int8: as of 10.7 blocks are of INT4 alone, so the matrices become float16: twice as large.
+
+What is known of the old parsers is read, not tried: TensorRT-RTX builds these graphs, and onnxruntime gives their numbers.
 """
 
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ from edgegen.export.passes import initializer, remove_dead, replace
 from edgegen.export.tensorrt_operators import require_readable
 
 RELEASES = ("10.3", "10.13")
-OPSET = 20  # what TensorRT 10.3 is documented to read
+OPSET = 20  # the highest that TensorRT 10.0 is documented to read; nothing is said to have changed up to 10.3
 OPSET_OF_INT4 = 21  # the first with blocks of INT4
 
 
@@ -95,15 +97,11 @@ def _fit(node: ir.Node, source: int, target: int) -> None:
     if new.since_version == old.since_version:
         return
     for name in [name for name in node.attributes if name not in old.attributes]:
-        if _value(node.attributes[name]) != _default(new, name):
+        if node.attributes[name].value != _default(new, name):
             raise plain.refuse(node, f"has the attribute {name}, which opset {target} has not")
         del node.attributes[name]
     if len(node.inputs) > old.max_input or len(node.outputs) > old.max_output:
         raise plain.refuse(node, f"has more inputs or outputs than opset {target} knows")
-
-
-def _value(attribute: ir.Attr) -> object:
-    return attribute.value
 
 
 def _default(schema: onnx.defs.OpSchema, name: str) -> object:
