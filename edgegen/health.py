@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgegen.backends import BACKENDS, present_backends
-from edgegen.backends.gpu import why_no_gpu
+from edgegen.backends.gpu import why_not
 from edgegen.backends.kernels import kernels as own_kernels
 
 _BASE = ("numpy", "msgspec", "tokenizers", "jinja2", "click", "rich")
@@ -87,8 +87,8 @@ def _backend_state(name: str) -> str:
         library = importlib.import_module(backend.library)
     except (ImportError, OSError) as error:  # OSError: a shared library that the loader refuses
         return f"broken: {str(error).splitlines()[0]}"
-    if backend.needs_gpu and (why := why_no_gpu()):
-        return f"installed, {backend.library} {library.__version__}, but no GPU can be used: {why}"
+    if backend.needs_gpu and (why := why_not(name)):
+        return f"installed, {backend.library} {library.__version__}, but {why}"
     own = f", edgegen's kernels for {found.instructions}" if name == "onnxruntime" and (found := own_kernels()) else ""
     return f"works, {backend.library} {library.__version__}{own}"
 

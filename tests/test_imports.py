@@ -51,6 +51,10 @@ def test_only_the_backend_loads_its_inference_library():
     assert "onnxruntime" not in loaded_after("\n".join(f"import {module}" for module in rest))
 
 
+def test_no_module_loads_tensorrt_or_cuda_by_being_imported():
+    assert loaded_after("\n".join(f"import {module}" for module in modules())) & {"tensorrt", "tensorrt_rtx", "cuda"} == set()
+
+
 def test_the_command_line_is_light_until_a_command_runs():
     if not (ROOT / "edgegen" / "cli" / "main.py").exists():
         pytest.skip("there is no command line yet")

@@ -9,6 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "edgegen"
 LIBRARIES = {  # a library that only one place may know: the modules that may import it
     "onnxruntime": ("edgegen.backends.ort", "edgegen.backends.ort_binding", "edgegen.export"),
+    "tensorrt": (),  # modules of TensorRT's API are passed around: `backends.trt.flavours` imports them by name
+    "tensorrt_rtx": (),
+    "cuda": (),
     "torch": ("edgegen.export", "edgegen.train", "edgegen.models"),
     "transformers": ("edgegen.export", "edgegen.train"),
     "onnx": ("edgegen.export",),

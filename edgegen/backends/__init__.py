@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgegen.backends.gpu import why_no_gpu
+from edgegen.backends.gpu import why_not
 from edgegen.errors import BackendError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ def choose(name: str = AUTO) -> str:
 
 def _best(present: list[str]) -> str:
     """The first that can run here; the log says which ones were passed over, and why."""
-    why = why_no_gpu() if BACKENDS[present[0]].needs_gpu else None
-    chosen = next((name for name in present if why is None or not BACKENDS[name].needs_gpu), None)
-    passed = [name for name in present if why is not None and BACKENDS[name].needs_gpu]
-    if passed:
-        _log.info("%s not taken: no GPU can be used (%s)", ", ".join(passed), why)
-    if chosen is None:
-        raise BackendError(f"{', '.join(passed)} needs an NVIDIA GPU ({why}); {_cure(BACKENDS['onnxruntime'])}")
-    return chosen
+    passed = []
+    for name in present:
+        why = why_not(name) if BACKENDS[name].needs_gpu else None
+        if why is None:
+            return name
+        _log.info("backend %s is not taken: %s", name, why)
+        passed.append(f"{name}: {why}")
+    raise BackendError(f"no backend can run here ({'; '.join(passed)}); {_cure(BACKENDS['onnxruntime'])}")
 
 
 def variant_for(backend: str, bundle: "Bundle", graph: str) -> str:

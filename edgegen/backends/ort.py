@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgegen.backends.base import State
+from edgegen.backends.feed_check import FeedCheck
 from edgegen.backends.kernel_nodes import exchange
 from edgegen.backends.kernels import Kernels, kernels
 from edgegen.backends.memory import Content, give_back, pages_let_go
@@ -23,7 +24,7 @@ from edgegen.backends.threads import default_threads
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair, Variant
 from edgegen.onnx_walk import ExternalTensor
-from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec, check_feed
+from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
 
 _log = logging.getLogger("edgegen")
 
@@ -92,9 +93,8 @@ class OrtSession:
         self._native: Any
         self._native, self._shared, self.kernels = _with_kernels(create, model, options, variant, provider)
         self._optional = _check_signature(self._native, variant)
-        self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
-        self._required = self._fed.keys() - self._optional
-        self._checked: tuple[Any, ...] | None = None
+        fed = {name: spec for name, spec in self._inputs.items() if name not in state}
+        self._feeds = FeedCheck(fed, fed.keys() - self._optional, self._outputs, axes)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -122,24 +122,13 @@ class OrtSession:
             binding = self._binding(state)
             names = self._fetched if outputs is None else tuple(outputs)
             if binding is None or not binding.repeats(inputs, names):
-                self._check(inputs, names)
+                self._feeds.check(inputs, names)
             try:
                 if binding is None:  # a plain run costs less than a binding of which nothing stays bound
                     return dict(zip(names, native.run(names, inputs), strict=bool(names)))  # it takes () for all
                 return binding.run(inputs, names, self._optional)
             except _ERRORS as error:
                 raise _backend_error(f"{self._path} failed", error) from error
-
-    def _check(self, inputs: Tensors, names: tuple[str, ...]) -> None:
-        form = (names, *((name, array.dtype, array.shape) for name, array in inputs.items()))
-        if form == self._checked:  # as the last run's
-            return
-        self._checked = None
-        check_feed({name: self._fed[name] for name in self._fed.keys() & inputs.keys() | self._required}, inputs, self._axes)
-        unknown = [name for name in names if name not in self._outputs]
-        if unknown:
-            raise InputError(f"no output named {unknown}; there are {sorted(self._outputs)}")
-        self._checked = form
 
     def close(self) -> None:
         """Free the session and every state of it."""

@@ -10,7 +10,7 @@ from simulated_tensorrt import PRESETS, simulate
 from edgegen.backends import BACKENDS, present_backends
 from edgegen.backends.base import Session
 from edgegen.backends.fake import FakeSession
-from edgegen.backends.gpu import why_no_gpu
+from edgegen.backends.gpu import why_not
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair, Variant
 from edgegen.tensors import Axis, TensorSpec
@@ -124,7 +124,7 @@ def runnable() -> list:
     """The backends of this machine; those that need a GPU are marked, and skipped where there is none."""
     found = []
     for name in present_backends():
-        why = why_no_gpu() if BACKENDS[name].needs_gpu else None
+        why = why_not(name) if BACKENDS[name].needs_gpu else None
         marks = (
             [pytest.mark.gpu, pytest.mark.skipif(why is not None, reason=f"{name}: {why}")] if BACKENDS[name].needs_gpu else []
         )

@@ -11,7 +11,8 @@ from simulated_tensorrt import simulate
 from torch import nn
 
 import edgegen
-from edgegen.backends import open_session
+from edgegen.backends import open_session, present_backends
+from edgegen.backends.gpu import why_not
 from edgegen.backends.trt.build import build_engine
 from edgegen.backends.trt.flavours import FLAVOURS
 from edgegen.backends.trt.profiles import BuildOptions
@@ -20,6 +21,7 @@ from edgegen.export.families import gan
 from edgegen.export.parts import Modules
 from edgegen.export.request import Request
 from edgegen.pipelines.decoder_lm import DecoderLM
+from edgegen.proof import verify_bundle
 from edgegen.tensors import Axis, TensorSpec
 
 needs_rtx = pytest.mark.skipif(
@@ -84,3 +86,21 @@ def test_a_language_model_gives_the_same_text_on_tensorrt(exported, monkeypatch,
 def test_rtx_builds_a_language_models_engine(exported, architecture, precision):
     with Bundle.open(exported(architecture, precision)[1]) as bundle:
         assert build_engine(FLAVOURS["tensorrt-rtx"], bundle.graph("decoder", "canonical"), BuildOptions((86, 89, 120)))
+
+
+@pytest.mark.parametrize(("architecture", "precision"), TEXTS)
+def test_a_proof_passes_through_the_cache_on_tensorrt(exported, monkeypatch, architecture, precision):
+    backend = simulate("11.4").install(monkeypatch).backend
+    assert verify_bundle(str(exported(architecture, precision)[1]), backend=backend).passed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", list(FLAVOURS))
+@pytest.mark.parametrize("kind", ["text", "pictures"])
+def test_a_proof_passes_on_the_gpu(exported, pictures, backend, kind):
+    if backend not in present_backends():
+        pytest.skip(f"{backend} is not installed")
+    if why := why_not(backend):
+        pytest.skip(f"{backend}: {why}")
+    path = exported("llama", "fp32")[1] if kind == "text" else pictures
+    assert verify_bundle(str(path), backend=backend).passed

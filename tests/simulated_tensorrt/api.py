@@ -52,16 +52,8 @@ API: dict[str, set[str]] = {
         *("Builder", "OnnxParser", "Runtime", "ILogger", "IOutputAllocator", "IProgressMonitor", "__version__"),
         *("DataType", "TensorIOMode", "TensorLocation", "LayerType", "MemoryPoolType", "NetworkDefinitionCreationFlag"),
         *("ExecutionContextAllocationStrategy", "INetworkDefinition", "IBuilderConfig", "IOptimizationProfile", "ParserError"),
-        *(
-            "ICudaEngine",
-            "IExecutionContext",
-            "IRuntimeConfig",
-            "IHostMemory",
-            "ITensor",
-            "ILayer",
-            "IAttentionInputLayer",
-            "IAttention",
-        ),
+        *("ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IHostMemory", "ITensor", "ILayer"),
+        *("IAttentionInputLayer", "IAttention"),
         *(
             "ComputeCapability",
             "CudaGraphStrategy",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from simulated_tensorrt.building import _TYPES, HEADER_BYTES, IHostMemory, ITensor, magic
 from simulated_tensorrt.cuda_runtime import IllegalAddressError
@@ -60,6 +59,8 @@ class ICudaEngine:
     world: World
 
     def __init__(self, about: dict[str, Any], model: bytes) -> None:
+        import onnxruntime as ort  # not before edgegen, which switches its telemetry off
+
         self.about, self.model = about, onnx.load_model_from_string(model)
         graph, constants = self.model.graph, {tensor.name for tensor in self.model.graph.initializer}
         options = ort.SessionOptions()

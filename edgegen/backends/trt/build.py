@@ -42,14 +42,15 @@ def build_engine(flavour: Flavour, files: "GraphFiles", options: BuildOptions, *
     what = f"{flavour.name} {flavour.version()} cannot build {files.variant.path}"
     todo = plan(files.variant, files.axes, options)
     with Log(trt) as log:
-        return _build(trt, log, files, options, todo, what, progress)
+        return _build(flavour, log, files, options, todo, what, progress)
 
 
 def _build(
-    trt: Any, log: Log, files: "GraphFiles", options: BuildOptions, todo: Plan, what: str, progress: Progress | None
+    flavour: Flavour, log: Log, files: "GraphFiles", options: BuildOptions, todo: Plan, what: str, progress: Progress | None
 ) -> bytes:
+    trt: Any = flavour.load()
     builder = _builder(trt, log, what)
-    config = _config(trt, builder, options, what)
+    config = _config(flavour, builder, options, what)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # its number differs between versions
     network = builder.create_network(typed)
     alive = _parse(trt, network, log, files, todo, what)
@@ -79,24 +80,24 @@ def _builder(trt: Any, log: Log, what: str) -> Any:
         raise log.failure(what, cure) from error
 
 
-def _config(trt: Any, builder: Any, options: BuildOptions, what: str) -> Any:
+def _config(flavour: Flavour, builder: Any, options: BuildOptions, what: str) -> Any:
+    trt: Any = flavour.load()
     config = builder.create_builder_config()
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    wanted = options.compute_capabilities
-    if wanted and not hasattr(config, "set_compute_capability"):
+    wanted, known = options.compute_capabilities, flavour.capabilities()
+    if wanted and known is None:
         raise BackendError(f"{what} for SM {_listed(wanted)}: it builds for the GPU that is present only; build on the device")
+    if refused := [number for number in wanted if number not in (known or ())]:
+        raise BackendError(
+            f"{what} for SM {_listed(refused)}; it supports SM {_listed(known or ())}: "
+            "use the tensorrt backend on the device itself"
+        )
     if wanted:
-        known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
-        if refused := [number for number in wanted if f"SM{number}" not in known]:
-            raise BackendError(
-                f"{what} for SM {_listed(refused)}; it supports SM {', '.join(name[2:] for name in known)}: "
-                "use the tensorrt backend on the device itself"
-            )
         config.num_compute_capabilities = len(wanted)
-        for place, number in enumerate(wanted):
-            if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), place):
-                raise BackendError(f"{what}: it does not take SM {number}, though it knows it; leave it out")
+    for place, number in enumerate(wanted):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), place):
+            raise BackendError(f"{what}: it does not take SM {number}, though it knows it; leave it out")
     return config
 
 

@@ -42,6 +42,11 @@ class Flavour:
         """The library's version. BackendError where it is missing."""
         return str(self.load().__version__)
 
+    def capabilities(self) -> tuple[int, ...] | None:
+        """The compute capabilities that it builds engines for, such as 89; None where it takes the GPU that is there."""
+        kinds = getattr(self.load(), "ComputeCapability", None)
+        return None if kinds is None else tuple(int(name[2:]) for name in kinds.__members__ if name.startswith("SM"))
+
     def _broken(self, error: BaseException) -> BackendError:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         return BackendError(f"{self.module} is installed but cannot be imported ({line}); {self.cure}")

@@ -90,6 +90,6 @@ def gpu_of(flavour: Flavour, device: int) -> Gpu:
 
 def for_gpu(flavour: Flavour, options: BuildOptions, gpu: Gpu) -> BuildOptions:
     """The options with this GPU's compute capability, where the library wants to be told and the options leave it open."""
-    if options.compute_capabilities or not hasattr(flavour.load(), "ComputeCapability"):
+    if options.compute_capabilities or flavour.capabilities() is None:
         return options
     return BuildOptions((gpu.sm,), options.cache_length, options.prefill, options.workspace_bytes)

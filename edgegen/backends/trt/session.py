@@ -5,9 +5,10 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgegen.backends.base import State
+from edgegen.backends.feed_check import FeedCheck
 from edgegen.backends.onnx_edit import without_defaults
 from edgegen.backends.trt.buffers import Buffers
 from edgegen.backends.trt.cuda import Cuda, load_runtime
@@ -19,7 +20,7 @@ from edgegen.backends.trt.runner import Runner
 from edgegen.backends.trt.state import TrtState
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair
-from edgegen.tensors import Tensor, Tensors, TensorSpec, check_feed
+from edgegen.tensors import Tensor, Tensors, TensorSpec
 
 if TYPE_CHECKING:
     from edgegen.bundle import GraphFiles
@@ -77,7 +78,7 @@ class TrtSession:
         self._fetched = tuple(name for name in self._outputs if name not in state)
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._defaults = without_defaults(files.model)[1]
-        self._checked: tuple[Any, ...] | None = None
+        self._feeds = FeedCheck(self._fed, self._fed.keys(), self._outputs, self.axes)
         self._log = Log(trt)
         with self._log, contextlib.ExitStack() as opened:  # closed again where the rest of the opening fails
             self._cuda = Cuda(load_runtime(), device)
@@ -158,7 +159,7 @@ class TrtSession:
             held = self._check_state(state)
             names = self._fetched if outputs is None else tuple(outputs)
             feed = {**{name: value for name, value in self._defaults.items() if name not in inputs}, **inputs}
-            self._check(feed, names)
+            self._feeds.check(feed, names)
             place = self._plan.choose(self._fed, feed, self._values)
             self._log.clear()
             self._cuda.use()
@@ -171,6 +172,8 @@ class TrtSession:
     def close(self) -> None:
         """Free the session and every state of it."""
         with self._lock, self._log:
+            with contextlib.suppress(BackendError):  # a device that has failed: what it held is gone with it
+                self._cuda.use()
             for state in list(self._states):
                 state.close()
             for runner in self._runners.values():
@@ -198,17 +201,6 @@ class TrtSession:
         if not isinstance(state, TrtState) or state not in self._states or not state.is_open:
             raise InputError(f"{self._path} needs an open state, made by new_state() of this session")
         return state
-
-    def _check(self, feed: Tensors, names: tuple[str, ...]) -> None:
-        form = (names, *((name, array.dtype, array.shape) for name, array in feed.items()))
-        if form == self._checked:  # as the last run's
-            return
-        self._checked = None
-        check_feed(self._fed, feed, self.axes)
-        unknown = [name for name in names if name not in self._outputs]
-        if unknown:
-            raise InputError(f"no output named {unknown}; there are {sorted(self._outputs)}")
-        self._checked = form
 
 
 def _aliased(engine: Engine, pair: StatePair) -> bool:

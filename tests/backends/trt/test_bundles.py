@@ -9,7 +9,7 @@ import pytest
 
 import edgegen
 from edgegen.backends import BACKENDS, choose, present_backends, variant_for
-from edgegen.backends.gpu import why_no_gpu
+from edgegen.backends.gpu import why_no_gpu, why_not
 from edgegen.backends.trt.flavours import FLAVOURS
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError
@@ -40,14 +40,14 @@ def test_auto_takes_tensorrt_where_its_library_and_a_gpu_are_there(machine, capl
     machine("11.4", devices=0)
     with caplog.at_level(logging.INFO, "edgegen"):
         assert choose("auto") == "onnxruntime"
-    assert "tensorrt" in caplog.text
-    assert "no GPU can be used (cudaGetDeviceCount failed: cudaErrorInsufficientDriver" in caplog.text
+    said = "backend tensorrt is not taken: no GPU can be used: cudaGetDeviceCount failed: cudaErrorInsufficientDriver"
+    assert said in caplog.text
 
 
 def test_without_a_gpu_and_without_onnxruntime_the_cure_is_said(machine, monkeypatch):
     machine("11.4", devices=0)
     monkeypatch.setattr("edgegen.backends.present_backends", lambda: ["tensorrt"])
-    with pytest.raises(BackendError, match=r'tensorrt needs an NVIDIA GPU \(.*pip install "edgegen\[cpu\]"'):
+    with pytest.raises(BackendError, match=r'no backend can run here \(tensorrt: no GPU .*pip install "edgegen\[cpu\]"'):
         choose("auto")
 
 
@@ -56,6 +56,17 @@ def test_running_without_a_gpu_is_refused_and_says_what_works(machine, tiny, pre
     simulation = machine(preset, devices=0)
     with pytest.raises(BackendError, match=rf"on an NVIDIA GPU, and none can be used here \(.*\)(; )?{more}.*on onnxruntime"):
         edgegen.load(tiny, backend=simulation.backend)
+
+
+def test_auto_passes_over_a_library_that_does_not_support_the_gpu_or_is_broken(machine, monkeypatch, caplog):
+    simulation = machine("rtx")
+    assert choose("auto") == "tensorrt-rtx"
+    simulation.cuda.devices[0].major, simulation.cuda.devices[0].minor = 9, 0
+    with caplog.at_level(logging.INFO, "edgegen"):
+        assert choose("auto") == "onnxruntime"
+    assert "Simulated GPU is SM 90, and it supports SM 75, 80, 86, 89, 120, 121" in caplog.text
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert "tensorrt_rtx" in why_not("tensorrt-rtx")
 
 
 def test_an_rtx_engine_is_built_for_the_gpu_that_is_there(machine, tiny):

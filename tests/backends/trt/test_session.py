@@ -84,6 +84,7 @@ def test_tensorrt_rtx_records_by_itself(machine, opened):
     with opened(simulation, decoder_files()) as session:
         step_all(session, 5)
         assert session.details["cuda graphs"] == "by the library"
+        assert session._engine._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
         assert session.counts["recorded"] == 0
     assert "cudaStreamBeginCapture" not in simulation.cuda.calls
 
@@ -96,6 +97,28 @@ def test_a_library_that_cannot_be_recorded_runs_plainly_and_says_so(machine, ope
         assert session.counts["recorded"] == 0
         assert session.details["cuda graphs"].startswith("off: cudaStreamEndCapture failed: cudaErrorStreamCaptureInvalidated")
     assert "runs without CUDA graphs" in caplog.text
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_library_that_can_tell_is_asked_before_it_is_recorded(machine, opened, monkeypatch, capturable):
+    simulation = machine("rtx")
+    monkeypatch.delattr(simulation.trt.IRuntimeConfig, "cuda_graph_strategy")  # as if it recorded nothing by itself
+    monkeypatch.setattr(simulation.trt.IExecutionContext, "is_stream_capturable", lambda context, stream: capturable)
+    with opened(simulation, decoder_files()) as session:
+        np.testing.assert_array_equal(step_all(session, 5), expected(5))
+        assert session.counts["recorded"] == int(capturable)
+        assert session.details["cuda graphs"] == ("on" if capturable else "off: the library cannot be recorded for this graph")
+
+
+def test_without_cuda_graphs_every_run_is_queued_piece_by_piece(machine, opened):
+    for preset in ("11.4", "rtx"):
+        simulation = machine(preset)
+        with opened(simulation, decoder_files(), run=RunOptions(cuda_graphs=False)) as session:
+            step_all(session, 5)
+            assert session.counts == {"plain": 6, "recorded": 0, "replayed": 0}
+            assert session.details["cuda graphs"] == "off"
+            if preset == "rtx":
+                assert session._engine._config.cuda_graph_strategy.name == "DISABLED"
 
 
 def test_a_graph_of_fixed_shape_is_recorded_too(machine, opened):
