@@ -58,6 +58,12 @@ STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order:
     type=click.FloatRange(min=0),
     help="Largest mean KL divergence, in nats, that quantization may cost.  [default: by precision]",
 )
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    help="Also ship the graphs as this variant: tensorrt-legacy, for TensorRT 10.3 and 10.13 (JetPack 6.2, 7.0, 7.1).",
+)
 @click.option("--name", help="Name of the bundle.  [default: the source's]")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @json_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgegen.bundle import check_place
 from edgegen.devices.precisions import EXPORTED
 from edgegen.errors import ExportError, InputError, UnknownNameError
+from edgegen.export.request import VARIANTS, Request
 from edgegen.export.target import decide, read_target
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def export(
             in pixels: without them its images have the one size that it names.
         settings: what the family's pipeline wants to know, NAME=JSON.
         target: DEVICE or DEVICE@JETPACK: chooses the precision, unless one is asked for, and adds the variants that it needs.
-        variants: graph variants to ship beside those that every bundle has.
+        variants: what the bundle's graphs are also shipped as: "tensorrt-legacy" for TensorRT 10.3 and 10.13.
         progress: called with the stage and the share of it that is done.
 
     Raises:
@@ -64,6 +65,9 @@ def export(
     """
     if precision is not None and precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UnknownNameError("variant", variant, VARIANTS)
     if limit is not None and not limit >= 0:
         raise InputError(f"limit is {limit}; it is a mean KL in nats, 0 or more")
     aim = read_target(target) if target is not None else None
@@ -71,7 +75,6 @@ def export(
     try:
         from edgegen.export.families import FAMILIES
         from edgegen.export.recipe import Recipe, declared_by, load_recipe
-        from edgegen.export.request import Request
         from edgegen.export.sources import open_source, source_kind
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgegen"):

@@ -1,6 +1,6 @@
 """From a family's model to a published bundle: record, capture, lower, write, prove. For every family but language models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from edgegen.errors import ExportError
 from edgegen.export.capture_module import STEPS, capture_part
 from edgegen.export.card import tensor_card
 from edgegen.export.halves import compute_in_half, store_in_half
+from edgegen.export.lower_legacy import to_legacy
 from edgegen.export.parts import Graphed, Model
 from edgegen.export.prepare import fold_batch_norms, round_weights
 from edgegen.export.report import Progress, TensorExportReport
-from edgegen.export.request import Request
+from edgegen.export.request import LEGACY, Request
 from edgegen.export.substitutes import reference_operators
 from edgegen.export.write import write_variants
 from edgegen.manifest import FORMAT, Graph, Manifest, Source, Variant
@@ -55,7 +56,7 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
             progress("capture", index / len(model.parts))
             captured = capture_part(name, part, model.axes)
             axes[name] = _stepped(model.axes, captured.meta[STEPS])
-            graphs[name] = _variants(captured, request.precision)
+            graphs[name] = _variants(captured, name, request)
         progress("write", 0.0)
         written = {name: write_variants(variants, name, writer.directory) for name, variants in graphs.items()}
         del graphs
@@ -92,14 +93,23 @@ def _fold_batch_norms(model: Model, outputs: Tensors) -> None:
             undo()
 
 
-def _variants(captured: ir.Model, precision: str) -> dict[str, ir.Model]:
-    if precision == "fp32":
-        return {"canonical": captured}
-    ort = captured.clone()
-    wide = {str(value.name) for value in (*captured.graph.inputs, *captured.graph.outputs)}
-    compute_in_half(captured.graph, wide)
-    store_in_half(ort.graph)
-    return {"canonical": captured, "onnxruntime": ort}
+def _variants(captured: ir.Model, name: str, request: Request) -> dict[str, ir.Model]:
+    found = {"canonical": captured}
+    if request.precision != "fp32":
+        found["onnxruntime"] = captured.clone()
+        wide = {str(value.name) for value in (*captured.graph.inputs, *captured.graph.outputs)}
+        compute_in_half(captured.graph, wide)
+        store_in_half(found["onnxruntime"].graph)
+    if LEGACY in request.variants:
+        found[LEGACY] = captured.clone()
+        to_legacy(found[LEGACY], name)
+    return found
+
+
+def _arithmetic(precision: str, extra: Sequence[str]) -> dict[str, Arithmetic]:
+    on_gpu: Arithmetic = "float32" if precision == "fp32" else "float16"
+    found: dict[str, Arithmetic] = {"canonical": on_gpu, **dict.fromkeys(extra, on_gpu)}
+    return found if precision == "fp32" else found | {"onnxruntime": "float32"}
 
 
 def _write_rest(
@@ -112,9 +122,7 @@ def _write_rest(
 ) -> Manifest:
     """Everything beside the graphs. Returns the manifest, its files still to be listed."""
     source = request.source
-    arithmetic: dict[str, Arithmetic] = {"canonical": "float32" if request.precision == "fp32" else "float16"}
-    if request.precision != "fp32":
-        arithmetic["onnxruntime"] = "float32"
+    arithmetic = _arithmetic(request.precision, request.variants)
     proof = TensorProof("proof/inputs.npz", "proof/outputs.npz", arithmetic, _tolerances(model), quality)
     files = dict(model.files) | {
         "proof/proof.json": msgspec.json.format(msgspec.json.encode(proof, order="sorted"), indent=2),

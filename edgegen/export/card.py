@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from edgegen.export.request import LEGACY
 from edgegen.manifest import Manifest
 from edgegen.proof.decoder_lm import Fidelity, Quality
 from edgegen.proof.tensors import TensorFidelity, quality_lines
@@ -62,5 +63,17 @@ def _head(manifest: Manifest) -> list[str]:
         f"* source: {source.name} ({source.kind}), sha256 {source.sha256}",
         f"* licence of the weights: {source.licence}",
         f"* made with {', '.join(f'{name} {version}' for name, version in sorted(manifest.tools.items()))}",
+        *_of_legacy(manifest),
         "",
     ]
+
+
+def _of_legacy(manifest: Manifest) -> list[str]:
+    """What the variant for older releases of TensorRT holds in another form."""
+    if not any(LEGACY in graph.variants for graph in manifest.graphs.values()):
+        return []
+    forms = {
+        "int8": "; its matrices are float16, twice as large: those releases read no blocks of 8 bits",
+        "int4": "; the table of tokens is float16: those releases read 4 bits only in a product",
+    }
+    return [f"* {LEGACY}: the graphs in operators that TensorRT 10.3 and 10.13 read{forms.get(manifest.precision, '')}"]

@@ -6,13 +6,16 @@ from typing import Any
 
 from edgegen.manifest import Precision
 
+LEGACY = "tensorrt-legacy"
+VARIANTS = (LEGACY,)  # what a bundle may hold beside the variants that each has
+
 
 @dataclass(frozen=True)
 class Request:
     """What was asked for.
 
     `source` is what `open_source` gave: a Checkpoint, Modules, or what another format has. `context_length` None: the model's
-    own, up to 8,192; `limit` None: by precision. `variants` are graph variants to ship beside those that every bundle has.
+    own, up to 8,192; `limit` None: by precision. `variants`: names of `VARIANTS` to add.
     """
 
     source: Any

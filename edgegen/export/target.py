@@ -11,8 +11,8 @@ from edgegen.devices import precisions
 from edgegen.devices.precisions import NEW_OPERATORS, needs_legacy, releases, why_not
 from edgegen.devices.table import JETPACKS, Device, JetPack, lookup
 from edgegen.errors import InputError, UnknownNameError
+from edgegen.export.request import LEGACY
 
-LEGACY = "tensorrt-legacy"
 QUANTIZED = ("int8", "int4")
 LANGUAGE_MODELS = ("decoder_lm",)  # the families whose weights may be quantized
 

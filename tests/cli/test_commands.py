@@ -297,6 +297,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_export_hands_everything_over(exported: list[Any]) -> None:
     flags = ["--family", "decoder_lm", "--checkpoint", "w.safetensors", "--precision", "int4", "--context-length", "64"]
     flags += ["--input", "z float32[batch, 8]", "--axis", "batch=1..1..4", "--axis", "side=8..8..8", "--target", "thor@7.2"]
+    flags += ["--variant", "tensorrt-legacy"]
     result = run("export", "src", "-o", "out", *flags, "--limit", "0.2", "--name", "n", "--force", "--json")
     assert (result.exit_code, json.loads(result.stdout)["passed"]) == (0, True)
     assert exported == [
@@ -316,6 +317,7 @@ def test_export_hands_everything_over(exported: list[Any]) -> None:
                 "axes": ("batch=1..1..4", "side=8..8..8"),
                 "settings": (),
                 "target": "thor@7.2",
+                "variants": ("tensorrt-legacy",),
                 "progress": None,  # stderr is no terminal here
             },
         )

@@ -66,6 +66,8 @@ class ICudaEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # TensorRT widens integer weights; onnxruntime's kernels for them would round the activations to 8 bits.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: ITensor(value) for value in graph.input if value.name not in constants}
         self.outputs = {value.name: ITensor(value) for value in graph.output}

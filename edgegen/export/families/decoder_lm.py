@@ -6,7 +6,7 @@ write, and replay the proof on what was written (fidelity). Only then is the bun
 
 import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ import onnx_ir as ir
 from edgegen.backends import open_session
 from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError, ProofError
-from edgegen.export import lower, lower_ort, passes, reference
+from edgegen.export import lower, lower_legacy, lower_ort, passes, reference
 from edgegen.export.capture import Captured, capture, require_attention
 from edgegen.export.card import card
 from edgegen.export.exact import exact_fidelity
 from edgegen.export.genai import genai_config
 from edgegen.export.report import ExportReport, Progress
-from edgegen.export.request import Request
+from edgegen.export.request import LEGACY, Request
 from edgegen.export.sources import Checkpoint
 from edgegen.export.sources.base import quiet
 from edgegen.export.texts import PROSE
@@ -61,7 +61,7 @@ def export(request: Request, progress: Progress) -> ExportReport:
         progress("capture", 0.0)
         captured = capture(model, context)
         del model
-        models = _lower(captured, table, progress)
+        models = _lower(captured, table, request.variants, progress)
         quantized = len(table.quantized)
         matrices = len(table.matrices)
         del table
@@ -118,19 +118,24 @@ def _convert(model: Any, tokens: list[int], request: Request, progress: Progress
     return table, quality
 
 
-def _lower(captured: Captured, table: WeightTable, progress: Progress) -> dict[str, ir.Model]:
+def _lower(captured: Captured, table: WeightTable, extra: Sequence[str], progress: Progress) -> dict[str, ir.Model]:
     progress("lower", 0.0)
     canonical = captured.model
     passes.keep_last_positions(canonical.graph)
     ort = canonical.clone()
     lower_ort.to_onnxruntime(ort, table, captured.windows)
     lower.to_canonical(canonical, table)
-    return {"canonical": canonical, "onnxruntime": ort}
+    models = {"canonical": canonical, "onnxruntime": ort}
+    if LEGACY in extra:
+        models[LEGACY] = canonical.clone()
+        lower_legacy.to_legacy(models[LEGACY], GRAPH, captured.heads)
+    return models
 
 
-def _arithmetic(precision: Precision) -> dict[str, Arithmetic]:
+def _arithmetic(precision: Precision, extra: Sequence[str]) -> dict[str, Arithmetic]:
     on_cpu: Arithmetic = "int8-activations" if precision in ("int8", "int4") else "float32"
-    return {"canonical": "float32" if precision == "fp32" else "float16", "onnxruntime": on_cpu}
+    on_gpu: Arithmetic = "float32" if precision == "fp32" else "float16"
+    return {"canonical": on_gpu, "onnxruntime": on_cpu, **dict.fromkeys(extra, on_gpu)}
 
 
 def _write_rest(
@@ -149,7 +154,7 @@ def _write_rest(
     layers, kv_heads, dim = captured.cache_shape
     config = genai_config(settings, variants["onnxruntime"], layers, kv_heads, dim, captured.heads)
     (directory / "genai_config.json").write_bytes(config)
-    proof = Proof("proof/reference.npz", _arithmetic(request.precision), dict(TOLERANCES), quality)
+    proof = Proof("proof/reference.npz", _arithmetic(request.precision, request.variants), dict(TOLERANCES), quality)
     (directory / "proof").mkdir()
     (directory / "proof" / "proof.json").write_bytes(msgspec.json.format(msgspec.json.encode(proof, order="sorted"), indent=2))
     (directory / proof.reference).write_bytes(recorded.to_bytes())
@@ -205,8 +210,8 @@ def _prove(
     with Bundle.open(writer.directory) as bundle:
         for index, variant in enumerate(sorted(variants, reverse=True)):
             progress("prove", index / len(variants))
-            # Unfused integer weights are folded once at load, or the canonical graph would expand them at every step.
-            config = {"session.disable_quant_qdq": "1"} if variant == "canonical" else None
+            # Unfused integer weights are folded once at load, or a graph for a GPU would expand them at every step.
+            config = {"session.disable_quant_qdq": "1"} if variant != "onnxruntime" else None
             with open_session("onnxruntime", bundle, GRAPH, variant=variant, config=config) as session:
                 fidelity = verify(bundle, session, variant, "onnxruntime").fidelity
             found.append(fidelity)
