@@ -18,6 +18,7 @@ from edgegen.export.parts import Graphed, Model
 from edgegen.export.prepare import fold_batch_norms, round_weights
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
+from edgegen.export.soundness import check_answers, check_rows, check_weights
 from edgegen.export.substitutes import reference_operators
 from edgegen.export.write import write_variants
 from edgegen.manifest import FORMAT, Graph, Manifest, Source, Variant
@@ -42,7 +43,7 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
     """Make the bundle of `model`; the proof is part of it.
 
     Raises:
-        CaptureError, ExportError: it cannot be captured or written.
+        CaptureError, ExportError: it cannot be captured or written, or is not sound: NaN, or images that depend on others.
         ProofError: the graphs differ from PyTorch by more than is allowed.
     """
     if request.precision not in PRECISIONS:
@@ -54,6 +55,7 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
         for index, (name, part) in enumerate(model.parts.items()):
             progress("capture", index / len(model.parts))
             captured = capture_part(name, part, model.axes)
+            check_rows(name, part, model.axes)  # a branch on the data is told better by what captures it
             axes[name] = _stepped(model.axes, captured.meta[STEPS])
             graphs[name] = _variants(captured, request.precision)
         progress("write", 0.0)
@@ -70,13 +72,17 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
 
 def _record(model: Model, request: Request) -> tuple[tuple[Tensors, Tensors], dict[str, float]]:
     """PyTorch's answers with the weights that the bundle will hold, and how far they are from the original weights'."""
+    check_weights(model.parts)
     inputs, outputs = model.reference()
+    check_answers(outputs, _reference_of(model))
     if request.precision == "fp32":
         return (inputs, outputs), {}
     _fold_batch_norms(model, outputs)
     for part in model.parts.values():
         round_weights(part.module)
+    check_weights(model.parts, "float16 goes to 65504: export them as fp32")
     again, rounded = model.reference()
+    check_answers(rounded, f"{_reference_of(model)} with weights in float16")
     psnr_db = {name: TensorError.between(name, rounded[name], outputs[name]).psnr_db for name in outputs}
     return (again, rounded), {name: value for name, value in psnr_db.items() if value != float("inf")}
 
