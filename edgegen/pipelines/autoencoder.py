@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgegen.errors import InputError
 from edgegen.pipelines.batches import BatchedGraph
-from edgegen.pipelines.images import PixelRange
+from edgegen.pipelines.images import PixelRange, check_numbers
 from edgegen.pipelines.latents import Floats
 from edgegen.pipelines.tiling import RunTile, Tiling, strips, tiled
 from edgegen.tensors import Tensor
@@ -25,6 +25,10 @@ class Cut:
     tile: int | None = None
     overlap: int | None = None
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what is no whole number."""
+        check_numbers(tile=self.tile, overlap=self.overlap, batch_size=self.batch_size)
 
     def tiling(self, sides: tuple[int, int | None], scale: int, step: int) -> Tiling | None:
         """How to cut what a graph takes; None where nothing bounds its sides, and no tile was asked for.

@@ -18,7 +18,7 @@ from edgegen.pipelines.conditions import Conditions
 from edgegen.pipelines.denoising import Denoising, DenoisingStep, Job, latent_mask
 from edgegen.pipelines.diffusion_settings import DiffusionSettings
 from edgegen.pipelines.guidance import Floats, Guided
-from edgegen.pipelines.images import Images, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import Images, check_numbers, normal, pixel_batch, seeds_for
 from edgegen.pipelines.text_conditioning import TextConditioner
 from edgegen.schedules import trajectory
 from edgegen.tensors import Axis, Tensor, Tensors
@@ -186,6 +186,8 @@ class Diffusion(Owner):
         eta: float = 0.0,
         **told: Any,
     ) -> Job:
+        check_numbers(count=count, steps=steps, strength=strength, eta=eta, height=height, width=width, deadline_s=deadline_s)
+        check_numbers(guidance=told.get("guidance"), guidance_rescale=told.get("guidance_rescale"))
         total = count if count is not None else _how_many(latents, seed, told.get("prompt"), told.get("class_ids"))
         seeds = seeds_for(total, seed)
         given = self._given_image(init_image)
@@ -234,9 +236,13 @@ class Diffusion(Owner):
         usual = {"height": self.settings.height, "width": self.settings.width}
         sides = []
         for place, name in enumerate(("height", "width")):
-            pixels = asked[name] or (0 if given is None else given.shape[1 + place]) or usual[name]
-            if pixels < 0 or asked[name] == 0 or pixels % factor:
-                raise InputError(f"{name} is {pixels}; it must be a multiple of {factor}, above 0")
+            wanted = asked[name]
+            if wanted is not None and (wanted < 1 or wanted % factor):
+                least = "1 or more" if factor == 1 else f"a multiple of {factor}"
+                raise InputError(f"{name} is {wanted}; it must be {least}")
+            pixels = wanted or (0 if given is None else given.shape[1 + place]) or usual[name]
+            if pixels % factor:
+                raise InputError(f"init_image has a {name} of {pixels}; it must be a multiple of {factor}: scale or cut it")
             if given is not None and given.shape[1 + place] != pixels:
                 raise InputError(
                     f"init_image has a {name} of {given.shape[1 + place]} where {pixels} is asked for; scale it first"

@@ -14,9 +14,10 @@ from edgegen.errors import BundleError, InputError
 from edgegen.pipelines.autoencoder import Cut, Decoder, Encoder, fed
 from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
-from edgegen.pipelines.images import Images, PixelRange, class_ids_for, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import Images, PixelRange, check_numbers, class_ids_for, normal, pixel_batch, seeds_for
 from edgegen.pipelines.latents import Floats, checked, linear, spherical
 from edgegen.pipelines.tiling import padded
+from edgegen.ranges import is_whole
 from edgegen.tensors import Axis, Tensor, Tensors
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class Vae(Owner):
         """
         if self.settings.codes:
             raise InputError("this model's latents are codes, which have no prior of their own: decode codes, or reconstruct")
+        check_numbers(count=count, height=height, width=width, deadline_s=deadline_s)
         started = time.perf_counter()
         if count is None:
             count = next((len(given) for given in (seed, class_ids) if isinstance(given, Sequence | np.ndarray)), 1)
@@ -201,6 +203,7 @@ class Vae(Owner):
         images = self.settings.pixels.from_uint8(batch)
         if self.is_spatial and all(isinstance(axis, str) for axis in encoder.session.inputs["image"].axes[2:]):
             images = padded(images, encoder.sides("image")[0], self.settings.scale)
+        self._check_sides(encoder, images)
         if self.settings.codes:
             return np.asarray(encoder.run(fed("image", images, ids), cut.batch_size)["codes"], np.int64)
         mean, log_variance = Encoder(encoder, self.settings.scale).moments(images, ids, cut)
@@ -283,6 +286,7 @@ class Vae(Owner):
         """
         if self.settings.codes:
             raise InputError("this model's latents are codes, between which nothing lies")
+        check_numbers(steps=steps)
         if steps < 2:
             raise InputError(f"steps is {steps}; from one image to another there are at least 2")
         cut = Cut(tile, overlap, batch_size)
@@ -329,9 +333,21 @@ class Vae(Owner):
     def _encoder_feed(self, image: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
         return fed("image", image, ids if "class_ids" in self._encoder().session.inputs else None)
 
+    def _check_sides(self, encoder: BatchedGraph, images: Floats) -> None:
+        """InputError, in pixels, where an image is too small to encode, or too large and cannot go in tiles."""
+        bounds = [encoder.bounds("image", place) for place in (3, 2)]
+        cuts = self.is_spatial and not self.settings.codes
+        for size, known in zip(reversed(images.shape[2:]), bounds, strict=True):
+            if known is not None and (size < known.min or (size > known.max and not cuts)):
+                wanted = " x ".join("any" if known is None else str(known) for known in bounds)
+                larger = ", and larger ones in tiles" if cuts else ""
+                raise InputError(f"the image is {images.shape[3]} x {images.shape[2]}; this model takes {wanted}{larger}")
+
     def _end(self, end: Any, class_ids: Any, cut: Cut) -> Floats:
         """The latent of a seed or of an image."""
         if np.ndim(end) == 0:
+            if not is_whole(end):
+                raise InputError(f"an end of the way is a seed, or an image uint8 [height, width, channel], not {end!r}")
             shape = self._latent_shape(None, None)
             return normal(seeds_for(1, end), shape).reshape(shape)
         encoded = self._encode(end, class_ids if "class_ids" in self._encoder().session.inputs else None, cut)
@@ -358,6 +374,10 @@ class Vae(Owner):
                 raise InputError(f"{name} is {side}, but this model makes images of one size")
             if side < scale or side % scale:
                 raise InputError(f"{name} is {side}; it must be a multiple of {scale}")
+            known = self.graphs["decoder"].bounds(self.latent_name, place)
+            if known is not None and side // scale <= known.max and not known.holds(side // scale):
+                sizes = f"{known.times(scale)}, and larger ones in tiles"
+                raise InputError(f"{name} is {side}; this model was exported for {sizes}")
             usual[place] = side // scale
         return tuple(usual)
 

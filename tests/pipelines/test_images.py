@@ -43,8 +43,9 @@ def test_seeds_count_up_from_one_or_are_given():
     [(0, 1), (2, [1]), (1, -1), (1, MAX_SEED + 1), (2, MAX_SEED), (1, 0.5), (1, np.zeros((2, 2))), (1, ["a"])],
 )
 def test_seeds_that_cannot_be_used_are_one_line(count, seed):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         seeds_for(count, seed)
+    assert "\n" not in str(caught.value)
 
 
 def test_noise_of_a_seed_is_the_same_alone_and_in_a_batch():
@@ -58,7 +59,9 @@ def test_classes_are_one_for_all_or_one_each():
     assert class_ids_for(None, 3, 0) is None
 
 
-@pytest.mark.parametrize(("given", "classes"), [(None, 10), (10, 10), (-1, 10), ([1, 2, 3], 10), (0.5, 10), ("a", 10), (1, 0)])
+@pytest.mark.parametrize(
+    ("given", "classes"), [(None, 10), (10, 10), (-1, 10), ([1, 2, 3], 10), (0.5, 10), ("a", 10), (1, 0), ([[0], [1, 2]], 10)]
+)
 def test_classes_that_do_not_fit_are_one_line(given, classes):
     with pytest.raises(InputError, match="class"):
         class_ids_for(given, 2, classes)
