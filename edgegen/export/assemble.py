@@ -13,6 +13,7 @@ from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError
 from edgegen.export.capture_module import STEPS, capture_part
 from edgegen.export.card import tensor_card
+from edgegen.export.footprint import row_bytes
 from edgegen.export.halves import compute_in_half, store_in_half
 from edgegen.export.parts import Graphed, Model
 from edgegen.export.prepare import fold_batch_norms, round_weights
@@ -51,17 +52,18 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
     with BundleWriter(request.output, force=request.force) as writer, torch.no_grad(), reference_operators():
         progress("reference", 0.0)
         recorded, quality = _record(model, request)
-        graphs, axes = {}, {}
+        graphs, axes, rows = {}, {}, {}
         for index, (name, part) in enumerate(model.parts.items()):
             progress("capture", index / len(model.parts))
             captured = capture_part(name, part, model.axes)
             check_rows(name, part, model.axes)  # a branch on the data is told better by what captures it
+            rows[name] = row_bytes(name, part, model.axes)
             axes[name] = _stepped(model.axes, captured.meta[STEPS])
             graphs[name] = _variants(captured, request.precision)
         progress("write", 0.0)
         written = {name: write_variants(variants, name, writer.directory) for name, variants in graphs.items()}
         del graphs
-        manifest = _write_rest(writer.directory, request, model, _graphs(written, axes), recorded, quality)
+        manifest = _write_rest(writer.directory, request, model, _graphs(written, axes, rows), recorded, quality)
         fidelity = _prove(writer, manifest, progress)
         card = tensor_card(manifest, fidelity, quality).replace("against PyTorch", f"against {_reference_of(model)}")
         (writer.directory / "card.md").write_text(card, encoding="utf-8")
@@ -164,10 +166,13 @@ def _stepped(axes: Mapping[str, Axis], steps: Mapping[str, int]) -> dict[str, Ax
     return {name: msgspec.structs.replace(axis, step=steps.get(name, axis.step)) for name, axis in axes.items()}
 
 
-def _graphs(written: Mapping[str, dict[str, Variant]], axes: Mapping[str, Mapping[str, Axis]]) -> dict[str, Graph]:
-    """The manifest's entries: what was written, with the bounds of the axes that it names."""
+def _graphs(
+    written: Mapping[str, dict[str, Variant]], axes: Mapping[str, Mapping[str, Axis]], rows: Mapping[str, int]
+) -> dict[str, Graph]:
+    """The manifest's entries: what was written, with the bounds of the axes that it names, and what a row takes."""
     return {
-        name: Graph(variants, {axis: axes[name][axis] for axis in _axes_of(variants)}) for name, variants in written.items()
+        name: Graph(variants, {axis: axes[name][axis] for axis in _axes_of(variants)}, rows[name])
+        for name, variants in written.items()
     }
 
 

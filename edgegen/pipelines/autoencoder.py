@@ -81,6 +81,16 @@ class Encoder:
         channels = moments.shape[1] // len(names)
         return moments[:, :channels], moments[:, channels:] if len(names) > 1 else None
 
+    def check_sides(self, images: Floats, *, cuts: bool) -> None:
+        """InputError, in pixels, where images are too small for the graph, or too large and cannot go in tiles (`cuts`)."""
+        height, width = images.shape[2:]
+        bounds = {"width": self.graph.bounds("image", 3), "height": self.graph.bounds("image", 2)}
+        for size, known in ((width, bounds["width"]), (height, bounds["height"])):
+            if known is not None and (size < known.min or (size > known.max and not cuts)):
+                wanted = " x ".join("any" if known is None else str(known) for known in bounds.values())
+                larger = ", and larger ones in tiles" if cuts else ""
+                raise InputError(f"the image is {width} x {height}; this model takes {wanted}{larger}")
+
     def _tiling(self, cut: Cut) -> Tiling | None:
         if not self.scale:
             return None

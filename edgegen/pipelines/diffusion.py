@@ -18,7 +18,7 @@ from edgegen.pipelines.conditions import Conditions
 from edgegen.pipelines.denoising import Denoising, DenoisingStep, Job, latent_mask
 from edgegen.pipelines.diffusion_settings import DiffusionSettings
 from edgegen.pipelines.guidance import Floats, Guided
-from edgegen.pipelines.images import Images, check_numbers, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import Images, check_numbers, check_room, normal, pixel_batch, seeds_for
 from edgegen.pipelines.text_conditioning import TextConditioner
 from edgegen.schedules import trajectory
 from edgegen.tensors import Axis, Tensor, Tensors
@@ -87,8 +87,7 @@ class Diffusion(Owner):
         tokenizers = {encoder.graph: Tokenizer.from_bytes(bundle.read(encoder.tokenizer)) for encoder in encoders}
         with opened(graphs, open_session) as sessions:
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, tokenizers)
-        pipeline.bundle = bundle
-        return pipeline
+        return pipeline.adopt(bundle)
 
     def generate(
         self,
@@ -192,6 +191,8 @@ class Diffusion(Owner):
         seeds = seeds_for(total, seed)
         given = self._given_image(init_image)
         shape = (total, *self._shape(height, width, given))
+        factor = 1 if self.settings.latent is None else self.settings.latent.factor
+        check_room(total, shape[2] * factor, shape[3] * factor, self._image_channels())
         noise = normal(seeds, shape[1:]) if latents is None else _latents(latents, shape)
         cut = self._cut(tile, overlap, batch_size)
         if init_image is None and (mask is not None or strength is not None):
@@ -339,11 +340,6 @@ class Diffusion(Owner):
             yield f"step.{index}", denoising.step(index).copy()
         latents = self._for_vae(denoising.sample)
         yield "image", latents if self._decoder is None else self._decoder.floats(latents)
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return tuple(graph.session for graph in self.graphs.values())
 
 
 _OPTIONS = inspect.signature(Diffusion.generate).parameters.keys() - {"self", "progress"}

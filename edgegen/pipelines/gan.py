@@ -13,7 +13,7 @@ from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.gan_options import Anatomy, Batch, GanSettings, Mix, Noise
 from edgegen.pipelines.image_to_image import Translator
-from edgegen.pipelines.images import Images, check_numbers, class_ids_for, normal, seeds_for
+from edgegen.pipelines.images import Images, check_numbers, check_room, class_ids_for, normal, seeds_for
 from edgegen.pipelines.latents import Floats, layered, linear, mixed, spherical, truncated
 from edgegen.pipelines.tiling import Ramp
 from edgegen.ranges import is_whole
@@ -64,8 +64,7 @@ class Gan(Owner):
         with opened(graphs, open_session) as sessions:
             noise = _read_noise(bundle, _noise_shapes(sessions[_painter(sessions)])) if settings.stored_noise else []
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, noise)
-        pipeline.bundle = bundle
-        return pipeline
+        return pipeline.adopt(bundle)
 
     def generate(
         self,
@@ -109,6 +108,9 @@ class Gan(Owner):
         check_numbers(count=count, psi=psi, cutoff=cutoff, batch_size=batch_size, deadline_s=deadline_s)
         started = time.perf_counter()
         batch = self.has.batch(count, seed, class_ids, latents, w, self.has.style(psi, cutoff, mix, noise))
+        _, channels, height, width = self.graphs[_painter(self.graphs)].session.outputs["image"].axes
+        if isinstance(channels, int) and isinstance(height, int) and isinstance(width, int):
+            check_room(len(batch.seeds), height, width, channels)
         total, size = len(batch.seeds), min(graph.size(batch_size) for graph in self.graphs.values())
         made: list[NDArray[np.uint8]] = []
         for start in range(0, total, size):
@@ -248,11 +250,6 @@ class Gan(Owner):
         count = len(next(iter(fed.values())))
         for mode in self.has.constant_noise:
             yield f"image.{mode}_noise", self._paint(fed, self._noise(mode, [0] * count))
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return tuple(graph.session for graph in self.graphs.values())
 
 
 def _read_noise(bundle: "Bundle", shapes: Sequence[Sequence[int]]) -> list[Floats]:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgegen.backends.memory import available_bytes
 from edgegen.errors import BackendError, InputError
 from edgegen.media import with_channels
 from edgegen.ranges import check_kind, check_range, is_whole
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 1 << 16  # all images of a call are in memory
+_ALWAYS_THERE = 1 << 28  # what a process has without a look
 _REAL = frozenset({"psi", "guidance", "guidance_rescale", "eta", "strength"})  # all others count something
 
 
@@ -112,6 +114,14 @@ def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
     if len(seeds) != count or not all(0 <= s <= MAX_SEED for s in seeds):
         raise InputError(f"seeds are {str(seeds[:4])[:60]}; give one from 0 to 2**64 - 1, or {count} of them")
     return tuple(map(int, seeds))
+
+
+def check_room(count: int, height: int, width: int, channels: int) -> None:
+    """Raise InputError where so many images cannot be in memory at once, as a call's are, before any is made."""
+    needed = 2 * count * height * width * channels  # the batches, and the whole that they are joined to
+    if needed > _ALWAYS_THERE and (free := available_bytes()) is not None and needed > free:
+        size = f"{count} images of {width} x {height} take {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+        raise InputError(f"{size}: make fewer, or smaller ones, or make them in several calls, by their seeds")
 
 
 def class_ids_for(given: Any, count: int, classes: int) -> NDArray[np.int64] | None:

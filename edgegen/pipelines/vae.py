@@ -14,7 +14,16 @@ from edgegen.errors import BundleError, InputError
 from edgegen.pipelines.autoencoder import Cut, Decoder, Encoder, fed
 from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
-from edgegen.pipelines.images import Images, PixelRange, check_numbers, class_ids_for, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import (
+    Images,
+    PixelRange,
+    check_numbers,
+    check_room,
+    class_ids_for,
+    normal,
+    pixel_batch,
+    seeds_for,
+)
 from edgegen.pipelines.latents import Floats, checked, linear, spherical
 from edgegen.pipelines.tiling import padded
 from edgegen.ranges import is_whole
@@ -111,8 +120,7 @@ class Vae(Owner):
             raise BundleError(f"a VAE has the graphs encoder and decoder, or decoder alone; here are {sorted(graphs)}")
         with opened(graphs, open_session) as sessions:
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()})
-        pipeline.bundle = bundle
-        return pipeline
+        return pipeline.adopt(bundle)
 
     def generate(
         self,
@@ -154,6 +162,8 @@ class Vae(Owner):
         if count is None:
             count = next((len(given) for given in (seed, class_ids) if isinstance(given, Sequence | np.ndarray)), 1)
         seeds, shape = seeds_for(count, seed), self._latent_shape(height, width)
+        if self.is_spatial:
+            check_room(count, shape[-2] * self.settings.scale, shape[-1] * self.settings.scale, 3)
         ids = class_ids_for(class_ids, count, self.settings.classes)
         cut = Cut(tile, overlap, batch_size)
         made: list[NDArray[np.uint8]] = []
@@ -203,10 +213,11 @@ class Vae(Owner):
         images = self.settings.pixels.from_uint8(batch)
         if self.is_spatial and all(isinstance(axis, str) for axis in encoder.session.inputs["image"].axes[2:]):
             images = padded(images, encoder.sides("image")[0], self.settings.scale)
-        self._check_sides(encoder, images)
+        half = Encoder(encoder, self.settings.scale)
+        half.check_sides(images, cuts=self.is_spatial and not self.settings.codes)
         if self.settings.codes:
             return np.asarray(encoder.run(fed("image", images, ids), cut.batch_size)["codes"], np.int64)
-        mean, log_variance = Encoder(encoder, self.settings.scale).moments(images, ids, cut)
+        mean, log_variance = half.moments(images, ids, cut)
         scaling, shift = np.float32(self.settings.scaling_factor), np.float32(self.settings.shift_factor)
         if log_variance is not None:
             log_variance = log_variance + 2 * np.log(scaling)
@@ -333,16 +344,6 @@ class Vae(Owner):
     def _encoder_feed(self, image: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
         return fed("image", image, ids if "class_ids" in self._encoder().session.inputs else None)
 
-    def _check_sides(self, encoder: BatchedGraph, images: Floats) -> None:
-        """InputError, in pixels, where an image is too small to encode, or too large and cannot go in tiles."""
-        bounds = [encoder.bounds("image", place) for place in (3, 2)]
-        cuts = self.is_spatial and not self.settings.codes
-        for size, known in zip(reversed(images.shape[2:]), bounds, strict=True):
-            if known is not None and (size < known.min or (size > known.max and not cuts)):
-                wanted = " x ".join("any" if known is None else str(known) for known in bounds)
-                larger = ", and larger ones in tiles" if cuts else ""
-                raise InputError(f"the image is {images.shape[3]} x {images.shape[2]}; this model takes {wanted}{larger}")
-
     def _end(self, end: Any, class_ids: Any, cut: Cut) -> Floats:
         """The latent of a seed or of an image."""
         if np.ndim(end) == 0:
@@ -389,8 +390,3 @@ class Vae(Owner):
         if codes.min() < 0 or codes.max() > most:
             raise InputError(f"codes are {codes.min()} to {codes.max()}; this model has 0 to {most}")
         return codes.astype(np.int64)
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return tuple(graph.session for graph in self.graphs.values())

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edgegen.errors import BackendError, InputError
-from edgegen.pipelines.images import MAX_SEED, PixelRange, class_ids_for, draws, normal, pixel_batch, seeds_for
+from edgegen.pipelines import images
+from edgegen.pipelines.images import MAX_SEED, PixelRange, check_room, class_ids_for, draws, normal, pixel_batch, seeds_for
 from edgegen.tensors import TensorSpec
 
 
@@ -46,6 +47,15 @@ def test_seeds_that_cannot_be_used_are_one_line(count, seed):
     with pytest.raises(InputError) as caught:
         seeds_for(count, seed)
     assert "\n" not in str(caught.value)
+
+
+def test_more_images_than_memory_holds_are_refused_before_any_is_made(monkeypatch):
+    monkeypatch.setattr(images, "available_bytes", lambda: 1 << 32)
+    check_room(600, 1024, 1024, 3)
+    with pytest.raises(InputError, match=r"65536 images of 1024 x 512 take 206 GB of memory, and 4\.29 GB are free"):
+        check_room(65536, 512, 1024, 3)
+    monkeypatch.setattr(images, "available_bytes", lambda: None)
+    check_room(65536, 512, 1024, 3)
 
 
 def test_noise_of_a_seed_is_the_same_alone_and_in_a_batch():

@@ -348,7 +348,7 @@ def test_threads_may_share_a_pipeline():
 
 def fake_bundle(graphs=("encoder", "decoder"), **settings):
     inner = spatial()
-    listed = {name: types.SimpleNamespace(axes=inner.graphs["decoder"].axes) for name in graphs}
+    listed = {name: types.SimpleNamespace(axes=inner.graphs["decoder"].axes, row_bytes=0) for name in graphs}
     manifest = types.SimpleNamespace(graphs=listed, settings=settings)
     closed = []
     bundle = types.SimpleNamespace(manifest=manifest, close=lambda: closed.append(True), closed=closed)
