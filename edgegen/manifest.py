@@ -66,11 +66,16 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: tuple[StatePair, ...] = ()
 
 
-class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph in all its variants; `canonical` is always there. `axes` bounds the named axes of all variants."""
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One graph in all its variants; `canonical` is always there. `axes` bounds the named axes of all variants.
+
+    `row_bytes` is about what a run holds in memory for each row of its batch, weights aside, at the usual sizes of the other
+    axes; 0 where nobody knows.
+    """
 
     variants: dict[str, Variant]
     axes: dict[str, Axis]
+    row_bytes: int = 0
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +183,7 @@ def _check_graph(name: str, graph: Graph, manifest: Manifest) -> None:
         good = 0 <= bounds.min <= bounds.opt <= bounds.max <= _MAX_AXIS and 1 <= bounds.step <= _MAX_AXIS
         sizes = f"min {bounds.min}, opt {bounds.opt}, max {bounds.max}, step {bounds.step}"
         _require(good, f"{where}: axis {_short(axis)} has absurd sizes: {sizes}")
+    _require(0 <= graph.row_bytes <= _MAX_FILE_BYTES, f"{where}: a row of its batch takes an absurd {graph.row_bytes} bytes")
     for label, variant in graph.variants.items():
         _require(_NAME.fullmatch(label), f"{where}: variant {_short(label)} is not a name")
         _check_variant(f"{where}, variant {label!r}", variant, graph, manifest)

@@ -62,16 +62,26 @@ def write_png(path: Path, pixels: Pixels, metadata: Mapping[str, str] | None = N
 def write_folder(folder: Path, pixels: Pixels, names: Sequence[str], metadata: Sequence[Mapping[str, str]] = ()) -> list[Path]:
     """Write each image of uint8 [image, height, width, channel] to `folder`, made where it is missing, as its name with .png.
 
-    Returns the files. Raises InputError as `write_png` does, or where `folder` is a file.
+    All of them or none. Returns the files. Raises InputError as `write_png` does, or where `folder` is a file.
     """
     _check_pixels(pixels, 4)
     try:
+        is_new = not folder.exists()
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     files = [folder / f"{name}.png" for name in names]
-    for index, (file, image) in enumerate(zip(files, pixels, strict=True)):
-        write_png(file, image, metadata[index] if metadata else None)
+    done: list[Path] = []
+    try:
+        for index, (file, image) in enumerate(zip(files, pixels, strict=True)):
+            write_png(file, image, metadata[index] if metadata else None)
+            done.append(file)
+    except BaseException:  # a full disk, Ctrl-C: some of the images are not what was asked for
+        for file in done:
+            file.unlink(missing_ok=True)
+        if is_new:
+            folder.rmdir()
+        raise
     return files
 
 
@@ -205,7 +215,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what pillow raises on a bad file into one line."""
     wrong_content = (
         *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError),
-        *(RuntimeError, AssertionError, struct.error, zlib.error, _pillow().DecompressionBombError),
+        *(RuntimeError, AssertionError, struct.error, zlib.error),
     )
     try:
         with warnings.catch_warnings():
@@ -213,6 +223,8 @@ def _reading(path: Path) -> Iterator[None]:
             yield
     except InputError:
         raise
+    except _pillow().DecompressionBombError as error:
+        raise InputError(f"{path} has far more than {MAX_PIXELS} pixels, the most that an image may have") from error
     except wrong_content as error:
         first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"cannot read {path} as an image: {first_line[:200]}") from error

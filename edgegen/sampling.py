@@ -10,7 +10,6 @@ k-th largest logit, and only what reaches the bound is sorted.
 
 import dataclasses
 import math
-import numbers
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgegen.errors import BackendError, InputError, UnknownNameError
+from edgegen.ranges import check_range
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -66,9 +66,9 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Raise InputError for a value out of its range."""
         for name, most in _INTEGERS.items():
-            _check(name, getattr(self, name), numbers.Integral, 0, most)
+            _check(name, getattr(self, name), 0, most, whole=True)
         for name, (low, high) in _NUMBERS.items():
-            _check(name, getattr(self, name), numbers.Real, low, high)
+            _check(name, getattr(self, name), low, high)
         if 0 < self.temperature < 1e-3:
             raise InputError(f"temperature is {self.temperature}; give 0 (greedy) or at least 0.001")
         if self.top_p == 0:
@@ -76,8 +76,8 @@ class SamplingOptions:
         if not isinstance(self.logit_bias, Mapping):
             raise InputError("logit_bias must map token ids to numbers")
         for token, bias in self.logit_bias.items():
-            _check("a token id of logit_bias", token, numbers.Integral, 0, 2**31)
-            _check(f"logit_bias of token {token}", bias, numbers.Real, -1e4, 1e4)
+            check_range("a token id of logit_bias", token, 0, 2**31, whole=True)
+            check_range(f"logit_bias of token {token}", bias, -1e4, 1e4)
         if not isinstance(self.stop, (str, list, tuple)) or any(not isinstance(text, str) for text in self.stop):
             raise InputError("stop must be a string or a list of strings")
         if "" in self.stop_strings:
@@ -118,13 +118,9 @@ _NUMBERS = {
 _OPTIONAL = {"seed", "logprobs", "deadline_s"}
 
 
-def _check(name: str, value: Any, kind: Any, low: float, high: float) -> None:
-    if value is None and name in _OPTIONAL:
-        return
-    # The comparison comes last: NaN is in no range.
-    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-        what = "a whole number" if kind is numbers.Integral else "a number"
-        raise InputError(f"{name} is {value!r}; give {what} from {low:.12g} to {high:.12g}")
+def _check(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    if value is not None or name not in _OPTIONAL:
+        check_range(name, value, low, high, whole=whole)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,8 @@ def captured(part: Part, axes=AXES):
 
 
 PACKAGE = """
+import warnings
+
 import torch
 from torch import nn
 
@@ -62,6 +64,21 @@ def needs(size):
 
 def number():
     return 3
+
+def leaves():
+    raise SystemExit(3)
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(4))
+
+def empty():
+    with torch.device("meta"):
+        return Generator()
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and in use
+        return torch.jit.trace(make_generator().eval().net, torch.zeros(1, 16))
 
 def two():
     return {"mapping": nn.Linear(4, 4), "synthesis": nn.Linear(4, 4)}

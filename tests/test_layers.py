@@ -21,6 +21,7 @@ LIBRARIES = {  # a library that only one place may know: the modules that may im
 }
 LEVELS = (  # from the ground up; a module may import those of its own level and below
     ("edgegen.errors",),
+    ("edgegen.ranges",),
     ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox", "edgegen.media"),
     ("edgegen.manifest",),
     (

@@ -97,6 +97,23 @@ def test_a_folder_is_written_and_read_in_order(tmp_path):
         write_folder(files[0], pixels, ["0", "1", "2"])
 
 
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    pixels, whole = random_pixels(3, 4, 5, 1), media.write_png
+
+    def fill_up(path, *rest):
+        if path.name == "2.png":
+            raise InputError("the disk is full")
+        whole(path, *rest)
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").touch()
+    monkeypatch.setattr(media, "write_png", fill_up)
+    for name in ("new", "there"):
+        with pytest.raises(InputError, match="disk is full"):
+            write_folder(tmp_path / name, pixels, ["0", "1", "2"])
+    assert sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")) == ["there", "there/mine.txt"]
+
+
 def test_16_bit_grey_is_rounded_to_8(tmp_path):
     deep = np.array([[0, 128, 129, 257, 65535, 65278]], np.uint16)  # 128 / 257 is below a half, 129 / 257 above
     Image.fromarray(deep).save(tmp_path / "a.png")
@@ -195,7 +212,9 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypa
     for width, height in ((10_000, 10_000), (60_000, 60_000)):  # pillow warns at the first, and refuses the second itself
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)))
-        assert "pixels" in one_line(tmp_path / "bomb.png")
+        said = one_line(tmp_path / "bomb.png")
+        assert f"{media.MAX_PIXELS} pixels" in said
+        assert "DOS" not in said
     monkeypatch.setattr(media, "MAX_FILE_BYTES", 10)
     assert "bytes" in one_line(tmp_path / "bomb.png")
 

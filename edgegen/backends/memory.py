@@ -1,14 +1,20 @@
-"""Keeping the memory of a process small while an inference library reads mapped weights."""
+"""Keeping the memory of a process small while an inference library reads mapped weights; and how much there is."""
 
 import contextlib
 import ctypes
 import mmap
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from edgegen.backends import cgroups
+from edgegen.backends.cgroups import read
 
 Content = bytes | memoryview | mmap.mmap
 
+_MEMINFO = Path("/proc/meminfo")
 _PERIOD_S = 0.005  # a library packs 1 to 2 GB/s: 5 to 10 MB between two looks
 
 
@@ -45,6 +51,28 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def available_bytes(meminfo: Path = _MEMINFO, proc: Path = cgroups.PROC, root: Path = cgroups.ROOT) -> int | None:
+    """What this process may still take: of the machine, and within the limits of its control groups; None where nobody tells.
+
+    Files that the system keeps in memory, and would let go, count as free.
+    """
+    free = _number(meminfo, r"^MemAvailable:\s+(\d+) kB$")
+    found = [] if free is None else [free << 10]
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), 2: ("memory.max", "memory.current", "")}
+    for version, folder in cgroups.folders("memory", proc, root):
+        limit_name, used_name, prefix = names[version]
+        limit, used = _number(folder / limit_name), _number(folder / used_name)
+        if limit is not None and used is not None:  # "max" is no limit
+            files = _number(folder / "memory.stat", rf"^{prefix}inactive_file (\d+)$") or 0
+            found.append(max(limit - used + files, 0))
+    return min(found, default=None)
+
+
+def _number(path: Path, pattern: str = r"^(\d+)$") -> int | None:
+    found = re.search(pattern, read(path) or "", re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _mapping(content: Content) -> mmap.mmap | None:

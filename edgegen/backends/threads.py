@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-_PROC_CGROUP = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
+from edgegen.backends import cgroups
+from edgegen.backends.cgroups import read
+
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -22,41 +23,24 @@ def default_threads() -> int:
 
 def physical_cores(cpus: set[int], root: Path = _CPUS) -> int:
     """Distinct cores behind these logical CPUs (sysfs `thread_siblings_list`); one for each CPU where that is not known."""
-    return len({_read(root / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu) for cpu in cpus})
+    return len({read(root / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu) for cpu in cpus})
 
 
-def cgroup_quota(proc: Path = _PROC_CGROUP, root: Path = _CGROUPS) -> float | None:
+def cgroup_quota(proc: Path = cgroups.PROC, root: Path = cgroups.ROOT) -> float | None:
     """CPUs that the cgroup of this process and its parents grant, in cores; None without a limit or without cgroups.
 
     Source: the kernel's Documentation/admin-guide/cgroup-v2.rst (`cpu.max`) and scheduler/sched-bwc.rst (`cpu.cfs_quota_us`).
     """
-    limits: list[float] = []
-    for line in (_read(proc) or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2 has one hierarchy
-            mount, parse = root, _quota_v2
-        elif "cpu" in controllers.split(","):
-            mount, parse = root / "cpu", _quota_v1
-        else:
-            continue
-        inner = Path(path.strip("/"))
-        found = (parse(mount / folder) for folder in [inner, *inner.parents])  # a parent's limit binds its children
-        limits += [quota for quota in found if quota is not None]
-    return min(limits, default=None)
+    parse = {1: _quota_v1, 2: _quota_v2}
+    found = (parse[version](folder) for version, folder in cgroups.folders("cpu", proc, root))
+    return min((quota for quota in found if quota is not None), default=None)
 
 
 def _quota_v2(folder: Path) -> float | None:
-    quota, _, period = (_read(folder / "cpu.max") or "max").partition(" ")
+    quota, _, period = (read(folder / "cpu.max") or "max").partition(" ")
     return None if quota == "max" else float(quota) / float(period)
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    quota, period = read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")
     return None if quota is None or period is None or int(quota) <= 0 else float(quota) / float(period)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:  # another system, or a container that hides it
-        return None

@@ -51,11 +51,14 @@ def generate(bundle: Path, *, output: Path | None, as_json: bool, backend: str, 
 
 
 def _text(bundle: Path, output: Path | None, as_json: bool, backend: str, threads: int | None, options: dict[str, Any]) -> None:
+    from edgegen.bundle import Bundle
     from edgegen.cli import text
     from edgegen.runtime import load
 
     prompt, chat, system = options.pop("prompt"), options.pop("chat"), options.pop("system")
     options.pop("no_metadata")
+    if prompt is None and not chat:
+        Bundle.open(bundle).close()  # that nothing is there comes before what it would take
     _check_usage(prompt, chat, system, one_result=as_json or output is not None)
     if options["logprobs"] is not None and not as_json:
         raise click.UsageError("--logprobs goes with --json")

@@ -1,8 +1,9 @@
 """The `edgegen` command: a table of commands, each in its own file, and what becomes of an error.
 
 Exit codes: 0; 1 for an EdgegenError (one line on stderr) or a check that failed; 2 for wrong usage; 130 for Ctrl-C, 143 for
-SIGTERM: both clean up behind them. Any other exception is a bug of edgegen and keeps its traceback, but for output that cannot
-be written: that is one line too (click ends quietly where a pipe is closed).
+SIGTERM: both clean up behind them. Any other exception is a bug of edgegen and keeps its traceback, but for what the system
+denies: memory, a place that may not be entered or has an impossible name, output that cannot be written; those are one line too
+(click ends quietly where a pipe is closed).
 """
 
 import errno
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported befo
 }
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_BARRED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
 
 
 class LazyGroup(click.Group):
@@ -59,9 +61,14 @@ class LazyGroup(click.Group):
             click.echo(f"edgegen: {' '.join(str(error).split())}", err=True)
             ctx.exit(1)
         except OSError as error:
-            if error.errno not in _FULL or error.filename is not None:
+            said = _of_the_system(error)
+            if said is None:
                 raise
-            click.echo(f"edgegen: cannot write the output: {error.strerror}", err=True)
+            click.echo(f"edgegen: {said}", err=True)
+            ctx.exit(1)
+        except MemoryError as error:
+            reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+            click.echo(f"edgegen: not enough memory{reason}; ask for less at once, or for smaller results", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("\nedgegen: stopped", err=True)
@@ -74,6 +81,15 @@ def main() -> None:
     """Generative models from PyTorch onto devices without a network."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def _of_the_system(error: OSError) -> str | None:
+    """What the system denies a user, in words; None where it may be a fault of ours."""
+    if error.errno in _FULL and error.filename is None:
+        return f"cannot write the output: {error.strerror}"
+    if error.errno in _BARRED and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return None
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

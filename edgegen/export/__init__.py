@@ -86,6 +86,9 @@ def export(
     if wanted not in FAMILIES:
         raise UnknownNameError("family", wanted, FAMILIES)
     decision = decide(aim[0], wanted, precision, aim[1]) if aim else None
+    if wanted != "decoder_lm" and (limit is not None or context_length is not None):
+        option = "limit (--limit)" if limit is not None else "context_length (--context-length)"
+        raise InputError(f"{option} is for language models; {source} is to be of the family {wanted}, which takes none")
     said = declared_by(recipe if recipe and not recipe.modules else Recipe("", wanted))
     options = inputs or said["inputs"], outputs or said["outputs"], (*said["axes"], *axes), (*said["settings"], *settings)
     opened = _declared(open_source(source, checkpoint), wanted, *options)

@@ -13,12 +13,14 @@ from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError
 from edgegen.export.capture_module import STEPS, capture_part
 from edgegen.export.card import tensor_card
+from edgegen.export.footprint import row_bytes
 from edgegen.export.halves import compute_in_half, store_in_half
 from edgegen.export.lower_legacy import to_legacy
 from edgegen.export.parts import Graphed, Model
 from edgegen.export.prepare import fold_batch_norms, round_weights
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import LEGACY, Request
+from edgegen.export.soundness import check_answers, check_rows, check_weights
 from edgegen.export.substitutes import reference_operators
 from edgegen.export.write import write_variants
 from edgegen.manifest import FORMAT, Graph, Manifest, Source, Variant
@@ -43,7 +45,7 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
     """Make the bundle of `model`; the proof is part of it.
 
     Raises:
-        CaptureError, ExportError: it cannot be captured or written.
+        CaptureError, ExportError: it cannot be captured or written, or is not sound: NaN, or images that depend on others.
         ProofError: the graphs differ from PyTorch by more than is allowed.
     """
     if request.precision not in PRECISIONS:
@@ -51,16 +53,18 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
     with BundleWriter(request.output, force=request.force) as writer, torch.no_grad(), reference_operators():
         progress("reference", 0.0)
         recorded, quality = _record(model, request)
-        graphs, axes = {}, {}
+        graphs, axes, rows = {}, {}, {}
         for index, (name, part) in enumerate(model.parts.items()):
             progress("capture", index / len(model.parts))
             captured = capture_part(name, part, model.axes)
+            check_rows(name, part, model.axes)  # a branch on the data is told better by what captures it
+            rows[name] = row_bytes(name, part, model.axes)
             axes[name] = _stepped(model.axes, captured.meta[STEPS])
             graphs[name] = _variants(captured, name, request)
         progress("write", 0.0)
         written = {name: write_variants(variants, name, writer.directory) for name, variants in graphs.items()}
         del graphs
-        manifest = _write_rest(writer.directory, request, model, _graphs(written, axes), recorded, quality)
+        manifest = _write_rest(writer.directory, request, model, _graphs(written, axes, rows), recorded, quality)
         fidelity = _prove(writer, manifest, progress)
         card = tensor_card(manifest, fidelity, quality).replace("against PyTorch", f"against {_reference_of(model)}")
         (writer.directory / "card.md").write_text(card, encoding="utf-8")
@@ -71,13 +75,17 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
 
 def _record(model: Model, request: Request) -> tuple[tuple[Tensors, Tensors], dict[str, float]]:
     """PyTorch's answers with the weights that the bundle will hold, and how far they are from the original weights'."""
+    check_weights(model.parts)
     inputs, outputs = model.reference()
+    check_answers(outputs, _reference_of(model))
     if request.precision == "fp32":
         return (inputs, outputs), {}
     _fold_batch_norms(model, outputs)
     for part in model.parts.values():
         round_weights(part.module)
+    check_weights(model.parts, "float16 goes to 65504: export them as fp32")
     again, rounded = model.reference()
+    check_answers(rounded, f"{_reference_of(model)} with weights in float16")
     psnr_db = {name: TensorError.between(name, rounded[name], outputs[name]).psnr_db for name in outputs}
     return (again, rounded), {name: value for name, value in psnr_db.items() if value != float("inf")}
 
@@ -166,10 +174,13 @@ def _stepped(axes: Mapping[str, Axis], steps: Mapping[str, int]) -> dict[str, Ax
     return {name: msgspec.structs.replace(axis, step=steps.get(name, axis.step)) for name, axis in axes.items()}
 
 
-def _graphs(written: Mapping[str, dict[str, Variant]], axes: Mapping[str, Mapping[str, Axis]]) -> dict[str, Graph]:
-    """The manifest's entries: what was written, with the bounds of the axes that it names."""
+def _graphs(
+    written: Mapping[str, dict[str, Variant]], axes: Mapping[str, Mapping[str, Axis]], rows: Mapping[str, int]
+) -> dict[str, Graph]:
+    """The manifest's entries: what was written, with the bounds of the axes that it names, and what a row takes."""
     return {
-        name: Graph(variants, {axis: axes[name][axis] for axis in _axes_of(variants)}) for name, variants in written.items()
+        name: Graph(variants, {axis: axes[name][axis] for axis in _axes_of(variants)}, rows[name])
+        for name, variants in written.items()
     }
 
 

@@ -14,6 +14,7 @@ from edgegen.errors import CaptureError
 from edgegen.tensors import Axis
 
 _DATA_DEPENDENT = "an `if` or a size depends on the values of a tensor; write it with torch.where, or fix the size"
+_ON_CPU = "take .cuda() and device='cuda' out of forward: what is captured runs on the CPU"
 _NOT_THEIRS = (  # where the user's own code is not
     str(Path(torch.__file__).parent),
     str(Path(torch.__file__).parent.parent / "onnx"),  # onnxscript and onnxruntime too
@@ -25,6 +26,9 @@ _CURES: Mapping[str, str] = {
     "No ONNX function found": "replace the operator by those of torch.nn.functional, or open an issue with the model's name",
     "data-dependent": _DATA_DEPENDENT,
     "GuardOnDataDependentSymNode": _DATA_DEPENDENT,
+    "Expected more than 1 value": "it takes the statistics of a batch (batch_norm with training=True): use running ones",
+    "not compiled with CUDA": _ON_CPU,
+    "NVIDIA driver": _ON_CPU,
     "AssertionError": "it refuses these sizes; give others (--axis), in multiples that suit it",
     "must match the size": "sizes do not fit one another; check the declared inputs and axes (--input, --axis)",
     "past_key_values": "its cache is not transformers' Cache; only decoders with keys and values in every layer work",

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgegen.errors import InputError
 from edgegen.pipelines.batches import BatchedGraph
-from edgegen.pipelines.images import PixelRange
+from edgegen.pipelines.images import PixelRange, check_numbers
 from edgegen.pipelines.latents import Floats
 from edgegen.pipelines.tiling import RunTile, Tiling, strips, tiled
 from edgegen.tensors import Tensor
@@ -25,6 +25,10 @@ class Cut:
     tile: int | None = None
     overlap: int | None = None
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what is no whole number."""
+        check_numbers(tile=self.tile, overlap=self.overlap, batch_size=self.batch_size)
 
     def tiling(self, sides: tuple[int, int | None], scale: int, step: int) -> Tiling | None:
         """How to cut what a graph takes; None where nothing bounds its sides, and no tile was asked for.
@@ -76,6 +80,16 @@ class Encoder:
         moments = _tiled(run, images, self._tiling(cut), Fraction(1, max(self.scale, 1)))
         channels = moments.shape[1] // len(names)
         return moments[:, :channels], moments[:, channels:] if len(names) > 1 else None
+
+    def check_sides(self, images: Floats, *, cuts: bool) -> None:
+        """InputError, in pixels, where images are too small for the graph, or too large and cannot go in tiles (`cuts`)."""
+        height, width = images.shape[2:]
+        bounds = {"width": self.graph.bounds("image", 3), "height": self.graph.bounds("image", 2)}
+        for size, known in ((width, bounds["width"]), (height, bounds["height"])):
+            if known is not None and (size < known.min or (size > known.max and not cuts)):
+                wanted = " x ".join("any" if known is None else str(known) for known in bounds.values())
+                larger = ", and larger ones in tiles" if cuts else ""
+                raise InputError(f"the image is {width} x {height}; this model takes {wanted}{larger}")
 
     def _tiling(self, cut: Cut) -> Tiling | None:
         if not self.scale:

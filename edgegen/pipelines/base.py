@@ -1,7 +1,7 @@
 """What every pipeline has: the runtime builds it from a bundle, the user closes it."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -9,6 +9,7 @@ import msgspec
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError
+from edgegen.pipelines.batches import BatchedGraph
 
 if TYPE_CHECKING:
     from edgegen.bundle import Bundle
@@ -45,11 +46,19 @@ class Owner:
     """The lifetime of a pipeline of several graphs: it owns `sessions`, and its bundle if it was made from one."""
 
     bundle: "Bundle | None" = None
+    graphs: Mapping[str, BatchedGraph]
 
     @property
-    def sessions(self) -> Iterable[Session]:
-        """What `close` closes."""
-        raise NotImplementedError
+    def sessions(self) -> tuple[Session, ...]:
+        """Of each graph: what `close` closes."""
+        return tuple(graph.session for graph in self.graphs.values())
+
+    def adopt(self: _Owner, bundle: "Bundle") -> _Owner:
+        """Own the bundle that the graphs are of; they learn what a row of theirs takes. Returns itself."""
+        self.bundle = bundle
+        for name, graph in self.graphs.items():
+            graph.row_bytes = bundle.manifest.graphs[name].row_bytes
+        return self
 
     def close(self) -> None:
         """Free everything. Closing twice is allowed."""

@@ -1,30 +1,37 @@
 """Any number of images through a graph that was exported for some: split, filled up, and copied out once."""
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from edgegen.backends.base import Session
+from edgegen.backends.memory import available_bytes
 from edgegen.errors import InputError
 from edgegen.tensors import Axis, Tensor, Tensors
 
 MOST_AT_ONCE = 64  # rows of a run, of a graph that takes more or names no limit: memory grows with them, speed hardly
+_SHARE = 0.5  # of the free memory that a run may take: results need some, and so do others
+_ALWAYS_THERE = 1 << 28  # a run that takes less is made without a look at the memory, which takes longer than a small one
 
 
 class BatchedGraph:
     """A session whose inputs all begin with the batch: any number of rows, in runs of sizes that were exported.
 
     A run takes `least` to `most` of them: the bounds of the batch, the upper one 64 at most unless the lower one is more; 1 to
-    64 where the graph names none. Threads: several may use it; who runs `session` itself holds `lock` till its result is read.
+    64 where the graph names none; and no more than half of the free memory holds, where `row_bytes` is known.
+    Threads: several may use it; who runs `session` itself holds `lock` till its result is read.
 
     Args:
         session: the graph; the owner closes it.
         axes: bounds of its named axes; unbounded where they are not given.
+        row_bytes: what a row takes at the usual sizes of the other axes (see `manifest.Graph`); 0: not known.
     """
 
-    def __init__(self, session: Session, axes: Mapping[str, Axis] | None = None) -> None:
+    def __init__(self, session: Session, axes: Mapping[str, Axis] | None = None, row_bytes: int = 0) -> None:
         self.session, self.axes, self.lock = session, dict(axes or {}), threading.Lock()
+        self.row_bytes = row_bytes
         bounds = self.bounds(next(iter(session.inputs)), 0) or Axis(1, 1, MOST_AT_ONCE)
         self.least = max(bounds.min, 1)
         self.most = min(bounds.max, max(self.least, MOST_AT_ONCE))
@@ -41,10 +48,25 @@ class BatchedGraph:
         return least, min((bound.max for bound in bounds), default=None)
 
     def size(self, asked: int | None = None) -> int:
-        """How many rows run at once: as many as the graph takes, or `asked` where those are fewer. InputError below 1."""
+        """How many rows run at once: as many as the graph and the memory take, or `asked` where those are fewer.
+
+        Raises InputError below 1.
+        """
         if asked is not None and asked < 1:
             raise InputError(f"batch_size is {asked}; it must be at least 1")
-        return min(asked or self.most, self.most)
+        return self._fitting(min(asked or self.most, self.most))
+
+    def _fitting(self, rows: int) -> int:
+        """As many of `rows` as the memory holds, but never fewer than the graph takes.
+
+        Sides are counted as the longest that were exported: fewer rows at once hardly cost time, too many end the process.
+        """
+        batch = next(iter(self.session.inputs.values())).axes[:1]
+        longer = math.prod(axis.max / axis.opt for name, axis in self.axes.items() if name not in batch and axis.opt)
+        row_bytes = self.row_bytes * longer
+        if rows * row_bytes <= _ALWAYS_THERE or (free := available_bytes()) is None:
+            return rows
+        return max(self.least, min(rows, int(free * _SHARE / row_bytes)))
 
     def batches(self, count: int, asked: int | None = None) -> Iterator[slice]:
         """Cut `count` rows into runs of the size that `size` says."""

@@ -1,6 +1,6 @@
 """What a denoiser is told beside sample and time: class or text, size, guidance; and the same without a condition."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,8 @@ class Conditions:
 def _prompts(name: str, given: Any, total: int) -> list[str]:
     if given is None:
         raise InputError(f"{name} is missing; this model makes images from text")
+    if not isinstance(given, str | Sequence):
+        raise InputError(f"{name} is text, or a list of texts, not {str(given)[:60]}")
     prompts = [given] * total if isinstance(given, str) else list(given)
     if len(prompts) != total:
         raise InputError(f"{name} holds {len(prompts)} texts for {total} images; give one, or one for each")

@@ -18,7 +18,7 @@ from edgegen.pipelines.conditions import Conditions
 from edgegen.pipelines.denoising import Denoising, DenoisingStep, Job, latent_mask
 from edgegen.pipelines.diffusion_settings import DiffusionSettings
 from edgegen.pipelines.guidance import Floats, Guided
-from edgegen.pipelines.images import Images, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import Images, check_numbers, check_room, normal, pixel_batch, seeds_for
 from edgegen.pipelines.text_conditioning import TextConditioner
 from edgegen.schedules import trajectory
 from edgegen.tensors import Axis, Tensor, Tensors
@@ -87,8 +87,7 @@ class Diffusion(Owner):
         tokenizers = {encoder.graph: Tokenizer.from_bytes(bundle.read(encoder.tokenizer)) for encoder in encoders}
         with opened(graphs, open_session) as sessions:
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, tokenizers)
-        pipeline.bundle = bundle
-        return pipeline
+        return pipeline.adopt(bundle)
 
     def generate(
         self,
@@ -186,10 +185,14 @@ class Diffusion(Owner):
         eta: float = 0.0,
         **told: Any,
     ) -> Job:
+        check_numbers(count=count, steps=steps, strength=strength, eta=eta, height=height, width=width, deadline_s=deadline_s)
+        check_numbers(guidance=told.get("guidance"), guidance_rescale=told.get("guidance_rescale"))
         total = count if count is not None else _how_many(latents, seed, told.get("prompt"), told.get("class_ids"))
         seeds = seeds_for(total, seed)
         given = self._given_image(init_image)
         shape = (total, *self._shape(height, width, given))
+        factor = 1 if self.settings.latent is None else self.settings.latent.factor
+        check_room(total, shape[2] * factor, shape[3] * factor, self._image_channels())
         noise = normal(seeds, shape[1:]) if latents is None else _latents(latents, shape)
         cut = self._cut(tile, overlap, batch_size)
         if init_image is None and (mask is not None or strength is not None):
@@ -234,9 +237,13 @@ class Diffusion(Owner):
         usual = {"height": self.settings.height, "width": self.settings.width}
         sides = []
         for place, name in enumerate(("height", "width")):
-            pixels = asked[name] or (0 if given is None else given.shape[1 + place]) or usual[name]
-            if pixels < 0 or asked[name] == 0 or pixels % factor:
-                raise InputError(f"{name} is {pixels}; it must be a multiple of {factor}, above 0")
+            wanted = asked[name]
+            if wanted is not None and (wanted < 1 or wanted % factor):
+                least = "1 or more" if factor == 1 else f"a multiple of {factor}"
+                raise InputError(f"{name} is {wanted}; it must be {least}")
+            pixels = wanted or (0 if given is None else given.shape[1 + place]) or usual[name]
+            if pixels % factor:
+                raise InputError(f"init_image has a {name} of {pixels}; it must be a multiple of {factor}: scale or cut it")
             if given is not None and given.shape[1 + place] != pixels:
                 raise InputError(
                     f"init_image has a {name} of {given.shape[1 + place]} where {pixels} is asked for; scale it first"
@@ -333,11 +340,6 @@ class Diffusion(Owner):
             yield f"step.{index}", denoising.step(index).copy()
         latents = self._for_vae(denoising.sample)
         yield "image", latents if self._decoder is None else self._decoder.floats(latents)
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return tuple(graph.session for graph in self.graphs.values())
 
 
 _OPTIONS = inspect.signature(Diffusion.generate).parameters.keys() - {"self", "progress"}

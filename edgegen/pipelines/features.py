@@ -34,6 +34,7 @@ class Features(Owner):
         if set(session.inputs) != {"image"} or set(session.outputs) != {"features"}:
             raise BundleError(f"the graph takes {sorted(session.inputs)} and gives {sorted(session.outputs)}, not features")
         self.graph, self.settings = BatchedGraph(session, axes or {}), settings
+        self.graphs = {"features": self.graph}
 
     @classmethod
     def from_bundle(cls, bundle: "Bundle", open_session: OpenSession) -> "Features":
@@ -41,9 +42,7 @@ class Features(Owner):
         settings = settings_of(bundle, FeaturesSettings, "a network of features")
         if set(bundle.manifest.graphs) != {"features"}:
             raise BundleError(f"a network of features has the graph features; here are {sorted(bundle.manifest.graphs)}")
-        pipeline = cls(open_session("features"), settings, bundle.manifest.graphs["features"].axes)
-        pipeline.bundle = bundle
-        return pipeline
+        return cls(open_session("features"), settings, bundle.manifest.graphs["features"].axes).adopt(bundle)
 
     def extract(self, pixels: Any) -> Floats:
         """Features float32 [image, feature] of images uint8 [image, height, width, channel], of the size that was exported.
@@ -62,8 +61,3 @@ class Features(Owner):
     def replay(self, inputs: Tensors) -> Iterator[tuple[str, Tensor]]:
         """The proof's tensors: `features` of the recorded `image`."""
         yield from self.graph.run({"image": inputs["image"]}).items()
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return (self.graph.session,)

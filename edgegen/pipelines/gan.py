@@ -13,9 +13,10 @@ from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.gan_options import Anatomy, Batch, GanSettings, Mix, Noise
 from edgegen.pipelines.image_to_image import Translator
-from edgegen.pipelines.images import Images, class_ids_for, normal, seeds_for
+from edgegen.pipelines.images import Images, check_numbers, check_room, class_ids_for, normal, seeds_for
 from edgegen.pipelines.latents import Floats, layered, linear, mixed, spherical, truncated
 from edgegen.pipelines.tiling import Ramp
+from edgegen.ranges import is_whole
 from edgegen.tensors import Axis, Tensor, Tensors
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ class Gan(Owner):
         with opened(graphs, open_session) as sessions:
             noise = _read_noise(bundle, _noise_shapes(sessions[_painter(sessions)])) if settings.stored_noise else []
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()}, noise)
-        pipeline.bundle = bundle
-        return pipeline
+        return pipeline.adopt(bundle)
 
     def generate(
         self,
@@ -105,8 +105,12 @@ class Gan(Owner):
             BackendError: the model gives what is not finite.
         """
         self._require_latents()
+        check_numbers(count=count, psi=psi, cutoff=cutoff, batch_size=batch_size, deadline_s=deadline_s)
         started = time.perf_counter()
         batch = self.has.batch(count, seed, class_ids, latents, w, self.has.style(psi, cutoff, mix, noise))
+        _, channels, height, width = self.graphs[_painter(self.graphs)].session.outputs["image"].axes
+        if isinstance(channels, int) and isinstance(height, int) and isinstance(width, int):
+            check_room(len(batch.seeds), height, width, channels)
         total, size = len(batch.seeds), min(graph.size(batch_size) for graph in self.graphs.values())
         made: list[NDArray[np.uint8]] = []
         for start in range(0, total, size):
@@ -147,6 +151,9 @@ class Gan(Owner):
         Seeded noise is that of `seed_a` in all of them, and the class is one. All else, and what is raised: see `generate`.
         """
         self._require_latents()
+        check_numbers(steps=steps)
+        if not (is_whole(seed_a) and is_whole(seed_b)):
+            raise InputError("a GAN goes from one seed to another, which are whole numbers: it has no encoder for images")
         if steps < 2:
             raise InputError(f"steps is {steps}; from one image to another there are at least 2")
         z = normal(seeds_for(2, [seed_a, seed_b]), self.has.latent_shape)
@@ -244,11 +251,6 @@ class Gan(Owner):
         for mode in self.has.constant_noise:
             yield f"image.{mode}_noise", self._paint(fed, self._noise(mode, [0] * count))
 
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return tuple(graph.session for graph in self.graphs.values())
-
 
 def _read_noise(bundle: "Bundle", shapes: Sequence[Sequence[int]]) -> list[Floats]:
     """The fixed noise of each layer, [1, height, width], from the bundle's file."""
@@ -309,4 +311,4 @@ def _told(mix: Mix | None) -> Any:
     """For the parameters: a seed is told, latents are too many numbers."""
     if mix is None:
         return None
-    return [int(mix[0]) if isinstance(mix[0], int | np.integer) else "latents", int(mix[1])]
+    return [int(mix[0]) if is_whole(mix[0]) else "latents", int(mix[1])]

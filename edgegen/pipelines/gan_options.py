@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgegen.errors import InputError
 from edgegen.pipelines.images import PixelRange, class_ids_for, normal, seeds_for
 from edgegen.pipelines.latents import Floats, checked
+from edgegen.ranges import is_whole
 
 Noise = Literal["fixed", "seeded", "zero"]
 Mix = tuple[Any, int]
@@ -121,12 +122,12 @@ class Anatomy:
         return Style(1.0 if psi is None else float(psi), self.layers if cutoff is None else cutoff, other, layer, mode)
 
     def _mix(self, mix: Any) -> tuple[Floats, int]:
-        if not isinstance(mix, tuple | list) or len(mix) != 2 or not _is_whole(mix[1]):
+        if not isinstance(mix, tuple | list) or len(mix) != 2 or not is_whole(mix[1]):
             raise InputError("mix must be (seed or latents, layer)")
         source, layer = mix
         if not 0 < layer < self.layers:
             raise InputError(f"mix begins at layer {layer}; there are {self.layers}: give 1 to {self.layers - 1}")
-        if _is_whole(source):
+        if is_whole(source):
             return normal(seeds_for(1, int(source)), self.latent_shape), int(layer)
         return self._latents("mix", source), int(layer)
 
@@ -173,7 +174,3 @@ def _how_many(brought: Floats | None, *lists: Any) -> int:
     if brought is not None:
         return len(brought)
     return max([1, *(len(given) for given in lists if isinstance(given, Sequence | np.ndarray))])
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

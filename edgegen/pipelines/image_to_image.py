@@ -12,7 +12,7 @@ from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.pipelines.gan_options import GanSettings
-from edgegen.pipelines.images import Images, pixel_batch
+from edgegen.pipelines.images import Images, check_numbers, pixel_batch
 from edgegen.pipelines.tiling import Ramp, Tiling, padded, pieces, strips, tiled, up
 from edgegen.tensors import Axis, Tensor, Tensors
 
@@ -85,6 +85,7 @@ class Translator:
             InputError: an array that is no image or has other channels; a tile or an overlap that cannot be; no image was
                 finished at the deadline.
         """
+        check_numbers(tile=tile, overlap=overlap, blend=blend, deadline_s=deadline_s)
         images = pixel_batch(pixels, self.channels).transpose(0, 3, 1, 2)
         height, width = images.shape[2:]
         whole = padded(images, self.least, self.settings.multiple)
@@ -122,9 +123,8 @@ class Translator:
         least, most, multiple = self.least[place], self.most[place], self.settings.multiple
         side = most if tile is None else tile // multiple * multiple
         if not least <= side <= most:
-            raise InputError(
-                f"tile is {tile}; this model was exported for sides of {least} to {most}, in multiples of {multiple}"
-            )
+            sides = Axis(least, most, most, multiple)
+            raise InputError(f"tile is {tile}; this model was exported for sides of {sides}")
         reach = self.settings.receptive_field
         if overlap is None:
             wanted = side // 4 if reach is None else 2 * reach + (BLEND if blend is None else blend)

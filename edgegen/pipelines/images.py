@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgegen.backends.memory import available_bytes
 from edgegen.errors import BackendError, InputError
 from edgegen.media import with_channels
+from edgegen.ranges import check_kind, check_range, is_whole
 from edgegen.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 1 << 16  # all images of a call are in memory
+_ALWAYS_THERE = 1 << 28  # what a process has without a look
+_REAL = frozenset({"psi", "guidance", "guidance_rescale", "eta", "strength"})  # all others count something
 
 
 class PixelRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +76,18 @@ class Images:
         return len(self.pixels)
 
 
+def check_numbers(**options: Any) -> None:
+    """Raise InputError where an option is given and is no number, or not the kind that it counts in.
+
+    What range it has is the model's business, but for the deadline's.
+    """
+    for name, value in options.items():
+        if name != "deadline_s":
+            check_kind(name, value, whole=name not in _REAL)
+        elif value is not None:
+            check_range(name, value, 0, 1e9)
+
+
 def draws(manifest: "Manifest") -> bool:
     """Whether a bundle makes images from seeds: it has a graph that begins with no image, and its latents are no codes."""
     inputs = [{spec.name for spec in graph.variants["canonical"].inputs} for graph in manifest.graphs.values()]
@@ -83,6 +99,7 @@ def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
 
     Raises InputError where `count` is below 1 or above MAX_COUNT, or seeds are out of range or of another number.
     """
+    check_numbers(count=count)
     if count < 1:
         raise InputError(f"count is {count}; it must be at least 1")
     if count > MAX_COUNT:
@@ -90,13 +107,21 @@ def seeds_for(count: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
     if seed is None:
         return tuple(int(s) for s in np.random.default_rng().integers(0, 2**32, count))
     seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,)
-    if not all(isinstance(s, int | np.integer) for s in seeds):
-        raise InputError(f"seeds are whole numbers, not {str(seeds)[:60]}")
+    if not all(map(is_whole, seeds)):
+        raise InputError(f"seeds are whole numbers, not {_told(seed)}")
     if not isinstance(seed, Sequence):
         seeds = tuple(range(int(seed), int(seed) + count))
     if len(seeds) != count or not all(0 <= s <= MAX_SEED for s in seeds):
         raise InputError(f"seeds are {str(seeds[:4])[:60]}; give one from 0 to 2**64 - 1, or {count} of them")
     return tuple(map(int, seeds))
+
+
+def check_room(count: int, height: int, width: int, channels: int) -> None:
+    """Raise InputError where so many images cannot be in memory at once, as a call's are, before any is made."""
+    needed = 2 * count * height * width * channels  # the batches, and the whole that they are joined to
+    if needed > _ALWAYS_THERE and (free := available_bytes()) is not None and needed > free:
+        size = f"{count} images of {width} x {height} take {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+        raise InputError(f"{size}: make fewer, or smaller ones, or make them in several calls, by their seeds")
 
 
 def class_ids_for(given: Any, count: int, classes: int) -> NDArray[np.int64] | None:
@@ -111,11 +136,21 @@ def class_ids_for(given: Any, count: int, classes: int) -> NDArray[np.int64] | N
     wanted = f"this model has {classes} classes: give one or {count} of them, from 0 to {classes - 1}"
     if given is None:
         raise InputError(f"class_ids are missing; {wanted}")
-    ids = np.asarray(given)
+    try:
+        ids = np.asarray(given)
+    except ValueError:  # lists of several lengths
+        raise InputError(f"class_ids are {_told(given)}; {wanted}") from None
     fits = np.issubdtype(ids.dtype, np.integer) and ids.shape in ((), (count,))
     if not fits or ids.min() < 0 or ids.max() >= classes:
-        raise InputError(f"class_ids are {str(given)[:60]}; {wanted}")
+        raise InputError(f"class_ids are {_told(given)}; {wanted}")
     return np.broadcast_to(ids.astype(np.int64), (count,))
+
+
+def _told(value: Any) -> str:
+    """A value in few words and on one line, an array by its form."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"{value.dtype}{list(value.shape)}"
+    return " ".join(str(value)[:60].split())
 
 
 def pixel_batch(given: Any, channels: int) -> NDArray[np.uint8]:

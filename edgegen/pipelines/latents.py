@@ -18,7 +18,10 @@ def checked(name: str, given: Any, *shapes: Sequence[int | str]) -> Floats:
     Raises InputError where it has none of the `shapes`, or holds what is not finite.
     """
     try:
-        array = np.asarray(given, np.float32)
+        if np.iscomplexobj(given):
+            raise TypeError
+        with np.errstate(over="ignore"):  # what comes of it is looked at
+            array = np.asarray(given, np.float32)
     except (TypeError, ValueError):
         raise InputError(f"{name} must be an array of numbers, not {type(given).__name__}") from None
     if not array.size or not any(_fits(array.shape, shape) for shape in shapes):

@@ -50,9 +50,8 @@ class Tiling:
         if self.multiple < 1 or self.tile < self.multiple or self.tile % self.multiple:
             raise InputError(f"tile is {self.tile}; it must be a multiple of {self.multiple}, and above 0")
         if not 0 <= 2 * self._overlap <= self.tile:
-            raise InputError(
-                f"overlap is {self.overlap} (in steps of {self.multiple}); for tiles of {self.tile} it is 0 to {self.tile // 2}"
-            )
+            steps = f", in steps of {self.multiple}" if self.multiple > 1 else ""
+            raise InputError(f"overlap is {self.overlap}; for tiles of {self.tile} it is 0 to {self.tile // 2}{steps}")
         if not 0 <= self.blend <= self.overlap:
             raise InputError(f"blend is {self.blend}; it must be 0 to the overlap of {self.overlap}")
         if self.ramp not in ("cosine", "linear"):

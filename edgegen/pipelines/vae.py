@@ -14,9 +14,19 @@ from edgegen.errors import BundleError, InputError
 from edgegen.pipelines.autoencoder import Cut, Decoder, Encoder, fed
 from edgegen.pipelines.base import OpenSession, Owner, opened, settings_of
 from edgegen.pipelines.batches import BatchedGraph
-from edgegen.pipelines.images import Images, PixelRange, class_ids_for, normal, pixel_batch, seeds_for
+from edgegen.pipelines.images import (
+    Images,
+    PixelRange,
+    check_numbers,
+    check_room,
+    class_ids_for,
+    normal,
+    pixel_batch,
+    seeds_for,
+)
 from edgegen.pipelines.latents import Floats, checked, linear, spherical
 from edgegen.pipelines.tiling import padded
+from edgegen.ranges import is_whole
 from edgegen.tensors import Axis, Tensor, Tensors
 
 if TYPE_CHECKING:
@@ -110,8 +120,7 @@ class Vae(Owner):
             raise BundleError(f"a VAE has the graphs encoder and decoder, or decoder alone; here are {sorted(graphs)}")
         with opened(graphs, open_session) as sessions:
             pipeline = cls(sessions, settings, {name: graph.axes for name, graph in graphs.items()})
-        pipeline.bundle = bundle
-        return pipeline
+        return pipeline.adopt(bundle)
 
     def generate(
         self,
@@ -148,10 +157,13 @@ class Vae(Owner):
         """
         if self.settings.codes:
             raise InputError("this model's latents are codes, which have no prior of their own: decode codes, or reconstruct")
+        check_numbers(count=count, height=height, width=width, deadline_s=deadline_s)
         started = time.perf_counter()
         if count is None:
             count = next((len(given) for given in (seed, class_ids) if isinstance(given, Sequence | np.ndarray)), 1)
         seeds, shape = seeds_for(count, seed), self._latent_shape(height, width)
+        if self.is_spatial:
+            check_room(count, shape[-2] * self.settings.scale, shape[-1] * self.settings.scale, 3)
         ids = class_ids_for(class_ids, count, self.settings.classes)
         cut = Cut(tile, overlap, batch_size)
         made: list[NDArray[np.uint8]] = []
@@ -201,9 +213,11 @@ class Vae(Owner):
         images = self.settings.pixels.from_uint8(batch)
         if self.is_spatial and all(isinstance(axis, str) for axis in encoder.session.inputs["image"].axes[2:]):
             images = padded(images, encoder.sides("image")[0], self.settings.scale)
+        half = Encoder(encoder, self.settings.scale)
+        half.check_sides(images, cuts=self.is_spatial and not self.settings.codes)
         if self.settings.codes:
             return np.asarray(encoder.run(fed("image", images, ids), cut.batch_size)["codes"], np.int64)
-        mean, log_variance = Encoder(encoder, self.settings.scale).moments(images, ids, cut)
+        mean, log_variance = half.moments(images, ids, cut)
         scaling, shift = np.float32(self.settings.scaling_factor), np.float32(self.settings.shift_factor)
         if log_variance is not None:
             log_variance = log_variance + 2 * np.log(scaling)
@@ -283,6 +297,7 @@ class Vae(Owner):
         """
         if self.settings.codes:
             raise InputError("this model's latents are codes, between which nothing lies")
+        check_numbers(steps=steps)
         if steps < 2:
             raise InputError(f"steps is {steps}; from one image to another there are at least 2")
         cut = Cut(tile, overlap, batch_size)
@@ -332,6 +347,8 @@ class Vae(Owner):
     def _end(self, end: Any, class_ids: Any, cut: Cut) -> Floats:
         """The latent of a seed or of an image."""
         if np.ndim(end) == 0:
+            if not is_whole(end):
+                raise InputError(f"an end of the way is a seed, or an image uint8 [height, width, channel], not {end!r}")
             shape = self._latent_shape(None, None)
             return normal(seeds_for(1, end), shape).reshape(shape)
         encoded = self._encode(end, class_ids if "class_ids" in self._encoder().session.inputs else None, cut)
@@ -358,6 +375,10 @@ class Vae(Owner):
                 raise InputError(f"{name} is {side}, but this model makes images of one size")
             if side < scale or side % scale:
                 raise InputError(f"{name} is {side}; it must be a multiple of {scale}")
+            known = self.graphs["decoder"].bounds(self.latent_name, place)
+            if known is not None and side // scale <= known.max and not known.holds(side // scale):
+                sizes = f"{known.times(scale)}, and larger ones in tiles"
+                raise InputError(f"{name} is {side}; this model was exported for {sizes}")
             usual[place] = side // scale
         return tuple(usual)
 
@@ -369,8 +390,3 @@ class Vae(Owner):
         if codes.min() < 0 or codes.max() > most:
             raise InputError(f"codes are {codes.min()} to {codes.max()}; this model has 0 to {most}")
         return codes.astype(np.int64)
-
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """Of each graph."""
-        return tuple(graph.session for graph in self.graphs.values())

@@ -215,8 +215,8 @@ def test_chat_without_a_prompt_is_a_conversation(model: FakeModel) -> None:
     "arguments",
     [[], ["--chat", "--json"], ["--chat", "-o", "f"], ["--prompt", "x", "--system", "s"], ["--prompt", "x", "--logprobs", "2"]],
 )
-def test_options_that_do_not_go_together_are_wrong_usage(model: FakeModel, arguments: list[str]) -> None:
-    assert run("generate", "b", *arguments).exit_code == 2
+def test_options_that_do_not_go_together_are_wrong_usage(model: FakeModel, tiny_bundle: Path, arguments: list[str]) -> None:
+    assert run("generate", str(tiny_bundle), *arguments).exit_code == 2
     assert model.calls == []
 
 
@@ -238,6 +238,36 @@ def test_output_that_cannot_be_written_is_one_line(model: FakeModel, monkeypatch
     monkeypatch.setattr(FakeModel, "stream", full)
     result = run("generate", "b", "--prompt", "x")
     assert (result.exit_code, result.stderr) == (1, "edgegen: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/closed/b"), "cannot use /closed/b: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "cannot use aaa: File name too long"),
+        (MemoryError("Unable to allocate 60 GiB"), "not enough memory (Unable to allocate 60 GiB); ask for less at once"),
+        (MemoryError(), "not enough memory; ask for less at once"),
+    ],
+)
+def test_what_the_system_denies_is_one_line(
+    model: FakeModel, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: object, prompt: str, **_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FakeModel, "stream", denied)
+    result = run("generate", "b", "--prompt", "x")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"edgegen: {said}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_missing_file_that_no_user_named_keeps_its_traceback(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: object, prompt: str, **_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ours")
+
+    monkeypatch.setattr(FakeModel, "stream", missing)
+    assert isinstance(run("generate", "b", "--prompt", "x").exception, FileNotFoundError)
 
 
 @pytest.mark.parametrize("arguments", [["--prompt", "-"], ["--chat"]])
@@ -351,7 +381,7 @@ def _without_torch(original: Any) -> Any:
 
 
 def test_a_bundle_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    for command in (["inspect"], ["pack", "-o", str(tmp_path / "x.tar")], ["generate", "--prompt", "x"]):
+    for command in (["inspect"], ["pack", "-o", str(tmp_path / "x.tar")], ["generate", "--prompt", "x"], ["generate"]):
         result = run(command[0], str(tmp_path / "none"), *command[1:])
         assert result.exit_code == 1, result.output
         assert result.stderr.startswith("edgegen: ")

@@ -6,14 +6,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from command_line import run
 
 import edgegen
+from edgegen.backends import open_session
+from edgegen.backends.fake import FakeSession
 from edgegen.errors import ExportError, ProofError
 from edgegen.export.families import diffusion
 from edgegen.export.parts import Modules, parse_spec
 from edgegen.export.request import Request
 from edgegen.models.unet import ClassUNet
-from edgegen.proof import verify_bundle
+from edgegen.proof import tensors, verify_bundle
 from edgegen.proof.npz import read_npz
 from edgegen.proof.tensors import TOLERANCES, compare, require
 from edgegen.tensors import Axis
@@ -67,6 +70,38 @@ def test_the_first_step_that_differs_is_named(bundle):
     found = compare(got.items(), wanted, "canonical", "float32", TOLERANCES["float32"])
     with pytest.raises(ProofError, match="step\\.2 differs"):
         require(found)
+
+
+def faulty(first):
+    """Opens sessions whose predictions are wrong from the denoising step `first` on."""
+
+    def opened(*given, **more):
+        inner, times = open_session(*given, **more), []
+
+        def run(feed, _state):
+            time = float(feed["timestep"][0])
+            if time not in times:
+                times.append(time)
+            wrong = 0.5 if len(times) > first else 0.0
+            return {"prediction": inner.run(feed)["prediction"] + np.float32(wrong)}
+
+        return FakeSession(run, list(inner.inputs.values()), list(inner.outputs.values()))
+
+    return opened
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_a_fault_planted_at_a_step_is_found_at_that_step(bundle, step, monkeypatch):
+    place, _ = bundle
+    monkeypatch.setattr(tensors, "open_session", faulty(step))
+    report = verify_bundle(str(place))
+    assert not report.passed
+    assert report.fidelity.failure.startswith(f"step.{step} differs by ")
+    wrong = [error.name for error in report.fidelity.errors if error.largest > report.fidelity.tolerance.largest]
+    assert wrong == [*(f"step.{later}" for later in range(step, 4)), "image"]
+    told = run("verify", str(place))
+    assert told.exit_code == 1
+    assert f"step.{step} differs by " in told.output
 
 
 def test_it_generates_as_diffusers_own_loop_does(bundle):

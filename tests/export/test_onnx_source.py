@@ -122,6 +122,8 @@ def test_a_recipe_declares_what_a_file_takes_and_the_user_has_the_last_word(gene
         ({"inputs": ["z float32[batch, 17]"]}, r"has the inputs latent float32\[batch, 16\]; declared were z"),
         ({"inputs": ["encoder: z float32[batch, 16]"]}, "no graph 'encoder'"),
         ({"checkpoint": Path(__file__)}, "holds its weights itself"),
+        ({"limit": 1.0}, r"limit \(--limit\) is for language models; .* of the family gan"),
+        ({"context_length": 5}, r"context_length \(--context-length\) is for language models"),
         ({"family": None}, "give --family, one of"),
     ],
 )
@@ -130,6 +132,12 @@ def test_what_does_not_fit_the_file_is_told(generator: Path, tmp_path: Path, opt
         export(str(generator), tmp_path / "g.bundle", **({"family": "gan"} | options))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "g.bundle").exists()
+
+
+def test_a_pickle_beside_a_file_is_told_that_the_file_holds_its_weights(generator: Path, tmp_path: Path):
+    (tmp_path / "g.pt").touch()
+    with pytest.raises(SourceError, match="holds its weights itself"):
+        open_source(str(generator), tmp_path / "g.pt")
 
 
 def test_an_image_to_image_model_with_channels_last_on_both_sides(tmp_path: Path):
@@ -240,6 +248,23 @@ def test_numbers_of_another_kind_are_refused(tmp_path: Path):
     path = save(tmp_path / "m.onnx", **relu(inputs=[info("x", ["n", 4], double)], outputs=[info("y", ["n", 4], double)]))
     with pytest.raises(SourceError, match="x is DOUBLE; tensors that go in or out are float32"):
         open_source(str(path))
+
+
+def test_an_opset_of_the_future_is_refused_without_the_words_of_a_library(tmp_path: Path):
+    path = save(tmp_path / "m.onnx", **relu(opset=99))
+    with pytest.raises(SourceError, match=r"is of opset 99; those up to \d+ are read: export it with an opset of 23"):
+        open_source(str(path))
+    onnx.save(onnx.ModelProto(), path)
+    with pytest.raises(SourceError, match="names no opset"):
+        open_source(str(path))
+
+
+def test_what_onnxruntime_says_is_told_without_its_status_and_sources():
+    said = (
+        "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/graph/model_load_utils.h:46 "
+        "void onnxruntime::ValidateOpsetForDomain(const int&) ONNX Runtime only guarantees support for models of opset 26"
+    )
+    assert source._line(RuntimeError(said)) == "ONNX Runtime only guarantees support for models of opset 26"
 
 
 def test_an_opset_that_cannot_be_converted_names_it(generator: Path, monkeypatch: pytest.MonkeyPatch):

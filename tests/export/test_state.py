@@ -83,6 +83,7 @@ def test_several_graphs_share_a_file(tmp_path: Path):
         (lambda s: s | {"2.weight": torch.zeros(1)}, "unexpected 2.weight$"),
         (lambda s: s | {"0.weight": torch.zeros(5, 3)}, r"0\.weight is \[5, 3\], not \[4, 3\]"),
         (lambda s: {"state_dict": {k: v for k, v in s.items() if k != "0.bias"}}, r"\(state_dict\) does not fit.*0\.bias"),
+        (lambda s: s | {"0.bias": s["0.bias"].to(torch.complex64)}, "0.bias is torch.complex64, not torch.float32"),
         (lambda s: {"epoch": 3}, "holds no state_dict"),
         (lambda s: [1, 2], "holds a list, not a state_dict"),
     ],
@@ -107,6 +108,7 @@ def test_a_pickle_with_code_is_refused_in_one_line_and_not_run(tmp_path: Path, m
         with pytest.raises(SourceError, match=r"code or objects beside tensors .* save its state_dict alone") as caught:
             load_weights(linear(), tmp_path / name)
         assert "\n" not in str(caught.value)
+    assert "torch.nn.modules.linear.Linear" in str(caught.value)  # what was in the way
     assert not (tmp_path / "owned").exists()
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from edgegen.backends.fake import FakeSession
 from edgegen.errors import InputError
+from edgegen.pipelines import batches
 from edgegen.pipelines.batches import BatchedGraph
 from edgegen.tensors import Axis, TensorSpec
 
@@ -37,6 +38,34 @@ def test_a_feed_is_split_and_filled_up_to_what_fits(least, most, count, sizes):
     np.testing.assert_array_equal(made["y"], x * 2)
     np.testing.assert_array_equal(made["z"], x + 1)
     assert sizes == SIZES
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "free", "sizes"),
+    [
+        (1 << 27, 1 << 30, [4, 4, 1]),  # half a GiB, four times an eighth of one
+        (1 << 27, 3 << 27, [1] * 9),
+        (1 << 30, 0, [1] * 9),  # fewer than the graph takes cannot be run
+        (1 << 30, None, [8, 1]),  # nobody tells
+        (1 << 20, 0, [8, 1]),  # a small run needs no look
+        (0, 0, [8, 1]),
+    ],
+)
+def test_a_batch_larger_than_memory_is_split(monkeypatch, row_bytes, free, sizes):
+    monkeypatch.setattr(batches, "available_bytes", lambda: free)
+    doubling = graph(1, 8)
+    doubling.row_bytes = row_bytes
+    x = np.arange(27, dtype=np.float32).reshape(9, 3)
+    np.testing.assert_array_equal(doubling.run({"x": x})["y"], x * 2)
+    assert sizes == SIZES
+
+
+def test_what_a_row_takes_is_counted_at_the_longest_sides(monkeypatch):
+    monkeypatch.setattr(batches, "available_bytes", lambda: 1 << 30)
+    spec = TensorSpec("x", "float32", ("batch", 3, "height", "width"))
+    axes = {"batch": Axis(1, 2, 32), "height": Axis(8, 16, 32), "width": Axis(8, 16, 32)}
+    session = FakeSession(lambda feed, _: {}, [spec], [], axes=axes)
+    assert BatchedGraph(session, axes, 1 << 25).size() == 4  # 32 MiB at 16 x 16, 128 at 32 x 32; half a GiB is taken
 
 
 def test_results_outlive_the_next_run():

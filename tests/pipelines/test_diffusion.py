@@ -382,7 +382,12 @@ def test_a_prompt_that_is_too_long_is_cut_and_says_so(caplog):
         ({"steps": 0}, "steps is 0"),
         ({"stepper": "dimd"}, "did you mean 'ddim'"),
         ({"height": 5}, "exported for 4"),
-        ({"height": 0}, "above 0"),
+        ({"height": 0}, "height is 0; it must be 1 or more"),
+        ({"height": 4.5}, "height is '4.5'; give a whole number"),
+        ({"steps": 2.5}, "steps is '2.5'; give a whole number"),
+        ({"guidance": "strong"}, "guidance is 'strong'; give a number"),
+        ({"deadline_s": -1}, "deadline_s is -1; give a number from 0"),
+        ({"stepper": 3}, "no stepper named 3; known: ddim"),
         ({"strength": 0.5}, "go with init_image"),
         ({"mask": np.zeros((4, 4), np.uint8)}, "go with init_image"),
         ({"init_image": np.zeros((4, 4, 1), np.float32)}, "uint8"),
@@ -408,6 +413,8 @@ def test_a_prompt_must_be_there_and_be_text():
             model.generate()
         with pytest.raises(InputError, match="2 texts for 3 images"):
             model.generate(prompt=["red", "blue"], count=3)
+        with pytest.raises(InputError, match="prompt is text, or a list of texts, not 3"):
+            model.generate(prompt=3)
         with pytest.raises(InputError, match="a prompt is text"):
             model.generate(prompt=[3])
         with pytest.raises(InputError, match="needs a guidance"):

@@ -263,6 +263,12 @@ def test_replay_gives_each_case_in_order():
         ({"noise": "zero"}, "noise needs the graphs"),
         ({"w": np.zeros(W)}, "w needs the graphs"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "3"}, "batch_size is '3'; give a whole number"),
+        ({"count": 2.5}, "count is '2.5'; give a whole number"),
+        ({"count": True}, "count is 'True'; give a whole number"),
+        ({"deadline_s": float("nan")}, "deadline_s is nan; give a number from 0"),
+        ({"latents": np.zeros((2, Z), complex)}, "an array of numbers, not ndarray"),
+        ({"latents": np.full((1, Z), 1e300)}, "6 numbers that are not finite"),
         ({"seed": 1.5}, "whole number"),
         ({"seed": -1}, "from 0"),
     ],
@@ -277,6 +283,8 @@ def test_a_plain_generator_refuses_in_one_line(options, said):
     ("options", "said"),
     [
         ({"psi": float("nan")}, "finite"),
+        ({"psi": "much"}, "psi is 'much'; give a number"),
+        ({"psi": 0.5, "cutoff": 1.5}, "cutoff is '1.5'; give a whole number"),
         ({"cutoff": 2}, "goes with psi"),
         ({"psi": 0.5, "cutoff": LAYERS + 1}, "0 to 4"),
         ({"mix": (1, 0)}, "give 1 to 3"),
@@ -319,6 +327,10 @@ def test_pixels_that_are_not_finite_are_not_images():
 def test_steps_and_images_are_checked():
     with pytest.raises(InputError, match="at least 2"):
         plain().interpolate(1, 2, 1)
+    with pytest.raises(InputError, match=r"steps is '2\.5'; give a whole number"):
+        plain().interpolate(1, 2, 2.5)
+    with pytest.raises(InputError, match=r"from one seed to another, .* no encoder for images"):
+        plain().interpolate(np.zeros((4, 4, 3), np.uint8), 2, 3)
     with pytest.raises(InputError, match="takes the graph translator"):
         plain().translate(np.zeros((1, 4, 4, 3), np.uint8))
 

@@ -153,7 +153,7 @@ def test_a_deadline_gives_the_images_that_are_finished():
     np.testing.assert_array_equal(made.pixels, upscaler().translate(pixels).pixels[:2])
     assert made.parameters["stopped"] == "deadline"
     with pytest.raises(InputError, match="no image was finished"):
-        model.translate(pixels, deadline_s=-1.0)
+        model.translate(pixels, deadline_s=0.0)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,10 @@ def test_a_deadline_gives_the_images_that_are_finished():
         (np.zeros((0, 8, 8, 3), np.uint8), {}, r"\[0, 8, 8, 3\]"),
         (np.zeros((8, 8), np.uint8), {}, r"\[8, 8\]"),
         ("photo.png", {}, "not <U9"),
-        (photo(8, 8), {"tile": 3}, "exported for sides of 4 to 16"),
-        (photo(8, 8), {"tile": 17}, "exported for sides of 4 to 16"),
+        (photo(8, 8), {"tile": 8.5}, "tile is '8.5'; give a whole number"),
+        (photo(8, 8), {"deadline_s": -1}, "deadline_s is -1; give a number from 0"),
+        (photo(8, 8), {"tile": 3}, "exported for sides of 4 to 16$"),
+        (photo(8, 8), {"tile": 17}, "exported for sides of 4 to 16$"),
         (photo(8, 8), {"overlap": 9}, "0 to 8"),
         (photo(8, 8), {"overlap": 4, "blend": 5}, "blend is 5"),
         (photo(8, 8), {"ramp": "steep"}, "cosine or linear"),

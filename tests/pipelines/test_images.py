@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edgegen.errors import BackendError, InputError
-from edgegen.pipelines.images import MAX_SEED, PixelRange, class_ids_for, draws, normal, pixel_batch, seeds_for
+from edgegen.pipelines import images
+from edgegen.pipelines.images import MAX_SEED, PixelRange, check_room, class_ids_for, draws, normal, pixel_batch, seeds_for
 from edgegen.tensors import TensorSpec
 
 
@@ -43,8 +44,18 @@ def test_seeds_count_up_from_one_or_are_given():
     [(0, 1), (2, [1]), (1, -1), (1, MAX_SEED + 1), (2, MAX_SEED), (1, 0.5), (1, np.zeros((2, 2))), (1, ["a"])],
 )
 def test_seeds_that_cannot_be_used_are_one_line(count, seed):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         seeds_for(count, seed)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_images_than_memory_holds_are_refused_before_any_is_made(monkeypatch):
+    monkeypatch.setattr(images, "available_bytes", lambda: 1 << 32)
+    check_room(600, 1024, 1024, 3)
+    with pytest.raises(InputError, match=r"65536 images of 1024 x 512 take 206 GB of memory, and 4\.29 GB are free"):
+        check_room(65536, 512, 1024, 3)
+    monkeypatch.setattr(images, "available_bytes", lambda: None)
+    check_room(65536, 512, 1024, 3)
 
 
 def test_noise_of_a_seed_is_the_same_alone_and_in_a_batch():
@@ -58,7 +69,9 @@ def test_classes_are_one_for_all_or_one_each():
     assert class_ids_for(None, 3, 0) is None
 
 
-@pytest.mark.parametrize(("given", "classes"), [(None, 10), (10, 10), (-1, 10), ([1, 2, 3], 10), (0.5, 10), ("a", 10), (1, 0)])
+@pytest.mark.parametrize(
+    ("given", "classes"), [(None, 10), (10, 10), (-1, 10), ([1, 2, 3], 10), (0.5, 10), ("a", 10), (1, 0), ([[0], [1, 2]], 10)]
+)
 def test_classes_that_do_not_fit_are_one_line(given, classes):
     with pytest.raises(InputError, match="class"):
         class_ids_for(given, 2, classes)

@@ -153,6 +153,8 @@ def test_how_large_a_run_is_changes_no_image(sizes):
         ({"overlap": -1}, "overlap is -1; for tiles of 16 pixels it is 0 to 8"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"batch_size": -3}, "batch_size is -3"),
+        ({"batch_size": 1.5}, "batch_size is '1.5'; give a whole number"),
+        ({"tile": "8"}, "tile is '8'; give a whole number"),
     ],
 )
 def test_a_run_that_cannot_be_so_large_is_one_line(sizes, said):
@@ -272,14 +274,30 @@ def test_latents_that_do_not_fit_are_one_line(latents):
 def test_images_that_do_not_fit_are_one_line():
     with pytest.raises(InputError, match="in colour, grey is wanted"):
         spatial().encode(random_pixels(4, 4, 3))
-    with pytest.raises(InputError, match="must be 2"):
-        vector().encode(random_pixels(4, 4, 1), class_ids=0)
+    with pytest.raises(InputError, match=r"the image is 4 x 6; this model takes 2 x 2$"):
+        vector().encode(random_pixels(6, 4, 1), class_ids=0)
     with pytest.raises(InputError, match="one size"):
         vector().generate(class_ids=0, height=4)
     with pytest.raises(InputError, match="no sides"):
         vector().decode(np.zeros((1, 4)), class_ids=0, tile=2)
     with pytest.raises(InputError, match="overlap is 2, but this model's latent has no sides"):
         vector().generate(class_ids=0, overlap=2)
+
+
+def test_sizes_are_told_in_pixels_before_a_graph_sees_them():
+    vae = spatial(VaeSettings(scale=2))
+    with pytest.raises(InputError, match="width is 2; this model was exported for 4 to 16, in multiples of 2, and larger ones"):
+        vae.generate(width=2)
+    with pytest.raises(InputError, match=r"height is '8\.5'; give a whole number"):
+        vae.generate(height=8.5)
+    with pytest.raises(InputError, match=r"an end of the way is a seed, or an image .* not None"):
+        vae.interpolate(None, 3, 4)
+    decoder = vae.graphs["decoder"]
+    fours = Vae(
+        {"decoder": decoder.session}, vae.settings, {"decoder": dict.fromkeys(("h", "w"), Axis(2, 4, 8, 2)) | {"batch": BATCH}}
+    )
+    with pytest.raises(InputError, match="height is 10; this model was exported for 4 to 16, in multiples of 4"):
+        fours.generate(height=10)
 
 
 def test_a_model_that_gives_what_is_not_finite_says_so():
@@ -330,7 +348,7 @@ def test_threads_may_share_a_pipeline():
 
 def fake_bundle(graphs=("encoder", "decoder"), **settings):
     inner = spatial()
-    listed = {name: types.SimpleNamespace(axes=inner.graphs["decoder"].axes) for name in graphs}
+    listed = {name: types.SimpleNamespace(axes=inner.graphs["decoder"].axes, row_bytes=0) for name in graphs}
     manifest = types.SimpleNamespace(graphs=listed, settings=settings)
     closed = []
     bundle = types.SimpleNamespace(manifest=manifest, close=lambda: closed.append(True), closed=closed)

@@ -46,7 +46,7 @@ def open_source(source: str, checkpoint: Path | None = None) -> Any:
     """
     kind = source_kind(source)
     if checkpoint is not None:
-        if kind not in _OF_MODULES:
+        if kind not in _OF_MODULES | {"onnx"}:  # which takes none, of whatever kind, and says so itself
             refuse_pickle(checkpoint)
         if not checkpoint.is_file():
             raise SourceError(f"no checkpoint at {checkpoint}; give a .safetensors file, or for modules a .pt, .pth or .bin")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from edgegen.errors import EdgegenError, SourceError
 from edgegen.export.parts import Modules, parse_spec
@@ -65,7 +66,7 @@ def _imported(text: str) -> Callable[[], Any]:
         raise SourceError(f"cannot import {name}: {there}") from error
     except EdgegenError:
         raise
-    except Exception as error:  # it is the user's own code: anything may happen in it
+    except (Exception, SystemExit) as error:  # it is the user's own code: anything may happen in it
         raise SourceError(f"importing {name} failed: {type(error).__name__}: {error}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
@@ -84,7 +85,7 @@ def _call(name: str, function: Callable[[], Any]) -> Any:
             return function()
     except EdgegenError:
         raise
-    except Exception as error:  # it is the user's own code: anything may happen in it
+    except (Exception, SystemExit) as error:  # it is the user's own code: anything may happen in it
         said = next(iter(str(error).splitlines()), "")
         raise SourceError(f"{name} failed: {type(error).__name__}: {said}; it is called without arguments") from error
 
@@ -102,7 +103,20 @@ def _by_graph(name: str, made: Any) -> Mapping[str, torch.nn.Module]:
     if not modules or not all(isinstance(module, torch.nn.Module) for module in modules.values()):
         what = type(made).__name__
         raise SourceError(f"{name} returned a {what}; it must return a torch.nn.Module, or one for each graph by name")
+    for module in modules.values():
+        _check_form(name, module)
     return modules
+
+
+def _check_form(name: str, module: torch.nn.Module) -> None:
+    """Raise SourceError where there is no Python code to capture, or weights that hold no numbers yet."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SourceError(f"{name} returned a TorchScript module; return the Python module that it was made of")
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise SourceError(f"{name}: {key} has no size yet; give lazy layers their sizes, or run the module once")
+        if tensor.is_meta:
+            raise SourceError(f"{name}: {key} is on the device meta and holds no numbers; build the module on the CPU")
 
 
 def state_sha256(modules: Mapping[str, torch.nn.Module]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,10 @@ def _read(path: Path) -> tuple[Any, list[Path]]:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has several classes for damage, by its implementation
         raise SourceError(f"{path} is not an ONNX file, or damaged: {str(error).splitlines()[0][:200]}") from error
+    newest, version = onnx.defs.onnx_opset_version(), _opset(model)
+    if version is None or version > newest:
+        said = "names no opset" if version is None else f"is of opset {version}"
+        raise SourceError(f"{path} {said}; those up to {newest} are read: export it with an opset of {OPSET}")
     files = _external(path, model)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
@@ -190,12 +195,17 @@ def _tensors(model: Any) -> Iterator[Any]:
 
 def _canonical(original: Any, label: str) -> Any:
     """The model in the canonical opset, with the shapes that can be inferred."""
-    version = next((entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx")), None)
+    version = _opset(original)
     try:
         converted = original if version == OPSET else onnx.version_converter.convert_version(original, OPSET)
         return onnx.shape_inference.infer_shapes(converted, data_prop=True)
     except Exception as error:  # the converter raises RuntimeError and its own classes
         raise SourceError(f"{label} (opset {version}) cannot be brought to opset {OPSET}: {_line(error)}") from error
+
+
+def _opset(model: Any) -> int | None:
+    """The version of the standard operators that a model uses; None where it names none."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
 
 
 def _session(model: Any, label: str) -> Any:
@@ -289,4 +299,6 @@ def _rename_output(graph: ir.Graph, place: int, name: str) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__
+    """The reason in one line, without onnxruntime's status and the place in its sources."""
+    said = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/onnxruntime/\S+:\d+ .*?\) (?=\S)", "", " ".join(str(error).split()))
+    return said[:240] or type(error).__name__

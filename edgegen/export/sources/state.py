@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,8 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> None:
     where = f"{path}{f' ({place})' if place else ''}"
     wrong = [f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}" for name, tensor in wanted.items()
              if name in state and state[name].shape != tensor.shape]  # fmt: skip
+    wrong += [f"{name} is {tensor.dtype}, not {wanted[name].dtype}" for name, tensor in state.items()
+              if name in wanted and tensor.is_complex() > wanted[name].is_complex()]  # fmt: skip
     if wrong:
         raise SourceError(f"{where} does not fit: {_listed(wrong)}")
     # A counter that evaluation never reads, and that older checkpoints lack.
@@ -115,5 +118,5 @@ def _listed(names: list[str]) -> str:
 
 def _reason(error: Exception) -> str:
     """What was in the way, of PyTorch's long advice: the name of the class."""
-    words = [word for word in str(error).replace("`", " ").split() if "." in word and word[0].isalpha() and "/" not in word]
-    return next((word.rstrip(".,;") for word in words if "GLOBAL" in str(error)), "not readable with weights_only=True")
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named[1] if named else "not readable with weights_only=True"
