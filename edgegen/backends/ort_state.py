@@ -1,0 +1,85 @@
+"""State of a graph in ONNX Runtime: each tensor is bound as its past and as its present, so a run updates it in place."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from edgegen.backends.ort_binding import Binding
+from edgegen.errors import BackendError, InputError
+from edgegen.manifest import StatePair
+from edgegen.tensors import Axis, Tensor, TensorSpec
+
+_ALIGNMENT = 64  # bytes: a cache line, and the width of an AVX-512 register
+
+
+class OrtState:
+    """State in host memory: each tensor is bound as its past and as its present, so a run updates it in place."""
+
+    def __init__(
+        self, binding: "Binding", pairs: Mapping[StatePair, TensorSpec], axes: Mapping[str, Axis], capacity: int
+    ) -> None:
+        self.binding: Binding | None = binding
+        self._pairs, self._axes = pairs, axes
+        self._arrays: dict[str, Tensor] = {}
+        self._capacity = 0
+        self._grow(capacity, 0)
+
+    @property
+    def capacity(self) -> int:
+        """The present length of the growing axis; 0 once closed."""
+        return self._capacity
+
+    def reserve(self, capacity: int, keep: int) -> None:
+        """Make the growing axis at least `capacity` long and keep the first `keep` entries: see the protocol."""
+        if not 0 <= keep <= self._capacity:
+            raise InputError(f"{keep} entries of a state of {self._capacity} were to be kept")
+        if capacity > self._capacity:
+            self._grow(capacity, keep)
+
+    def read(self, name: str) -> Tensor:
+        """A copy of the state tensor with that input name."""
+        if name not in self._arrays:
+            raise InputError(f"no state named {name!r}; there are {sorted(self._arrays)}")
+        return self._arrays[name].copy()
+
+    def close(self) -> None:
+        """Free the memory."""
+        self.binding = None
+        self._arrays.clear()
+        self._capacity = 0
+
+    def _grow(self, capacity: int, keep: int) -> None:
+        if self.binding is None:
+            raise BackendError("the state is closed; make another with new_state()")
+        for pair, spec in self._pairs.items():  # one by one, so that old and new exist side by side for one tensor only
+            grown = _zeros(spec, _state_shape(spec, pair, self._axes, capacity))
+            if keep:
+                kept = (slice(None),) * pair.axis + (slice(keep),)
+                grown[kept] = self._arrays[pair.input][kept]
+            self._arrays[pair.input] = grown
+            self.binding.hold(pair, ort.OrtValue.ortvalue_from_numpy(grown))
+        self._capacity = capacity
+
+
+def _state_shape(spec: TensorSpec, pair: StatePair, axes: Mapping[str, Axis], capacity: int) -> tuple[int, ...]:
+    """The shape of a state tensor: `capacity` on the growing axis; other named axes have their `opt` size, 1 if unbounded."""
+    growing = axes.get(str(spec.axes[pair.axis]))
+    if capacity < 1 or (growing is not None and capacity > growing.max):
+        most = "" if growing is None else f", at most {growing.max}"
+        raise InputError(f"a state of {capacity} entries was asked for; {spec} has at least 1{most}")
+    sizes = [axis if isinstance(axis, int) else axes[axis].opt if axis in axes else 1 for axis in spec.axes]
+    sizes[pair.axis] = capacity
+    return tuple(sizes)
+
+
+def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
+    """An aligned array of zeros, whose pages the system commits only when they are written."""
+    size_bytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
+    try:
+        raw = np.zeros(size_bytes + _ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError) as error:  # ValueError: more than can be addressed
+        raise BackendError(f"no memory for {size_bytes} bytes of state {spec.name!r}; ask for a shorter context") from error
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size_bytes].view(spec.dtype).reshape(shape)
