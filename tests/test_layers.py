@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "edgegen"
 LIBRARIES = {  # a library that only one place may know: the modules that may import it
     "onnxruntime": (
-        *(f"edgegen.backends.{module}" for module in ("ort", "ort_binding", "ort_create", "ort_state")),
+        *(
+            f"edgegen.backends.{module}"
+            for module in ("ort", "ort_binding", "ort_create", "ort_device", "ort_failures", "ort_providers")
+        ),
         "edgegen.export",
     ),
     "torch": ("edgegen.export", "edgegen.train", "edgegen.models"),

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgegen.errors import BackendError, UnknownNameError
@@ -11,26 +13,90 @@ if TYPE_CHECKING:
     from edgegen.backends.base import Session
     from edgegen.bundle import Bundle
 
+_log = logging.getLogger("edgegen")
+
 AUTO = "auto"
 
 
 class Backend(NamedTuple):
-    """Where a backend's session class is, what it needs, and which variants of a graph it runs, the best first."""
+    """Where a backend's session class is, what it needs, and which variants of a graph it runs, the best first.
+
+    Attributes:
+        place: "module:class".
+        library: the Python package that must be installed.
+        extra: the extra of edgegen that installs it.
+        variants: of a graph.
+        options: what the class gets beside what the caller says.
+        part: a file of the library that must be there, too, relative to its folder.
+        fault: "module:function" that says why the backend cannot be used on this machine, given `fault_of`; "" where an
+            installed library is enough.
+        fault_of: the argument of that function.
+        automatic: whether `auto` may take it.
+        package: what pip installs for it, where that is none of edgegen's extras.
+    """
 
     place: str
     library: str
     extra: str
     variants: tuple[str, ...]
+    options: Mapping[str, Any] = {}
+    part: str = ""
+    fault: str = ""
+    fault_of: str = ""
+    automatic: bool = True
+    package: str = ""
 
 
-BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first whose library is there
+def _on_gpu(provider: str, library: str, part: str = "", *, automatic: bool = False, package: str = "") -> Backend:
+    """ONNX Runtime with a provider of NVIDIA's.
+
+    All of them run the canonical graph. The variant "onnxruntime" is lowered for the CPU: float32 with GroupQueryAttention, for
+    which the CUDA provider has float16 and bfloat16 alone. Of the canonical graph it has every kernel but Swish's, which
+    ONNX Runtime expands, and it fuses a DequantizeLinear of int4 with the MatMul behind it as it does on the CPU.
+    """
+    return Backend(
+        "edgegen.backends.ort:OrtSession",
+        library,
+        "gpu",
+        ("canonical",),
+        {"provider": provider},
+        part,
+        "edgegen.backends.ort_providers:fault",
+        provider,
+        automatic,
+        package,
+    )
+
+
+_CUDA, _TENSORRT = (f"capi/libonnxruntime_providers_{name}.so" for name in ("cuda", "tensorrt"))
+BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first that works
+    "onnxruntime-cuda": _on_gpu("cuda", "onnxruntime", _CUDA, automatic=True),
     "onnxruntime": Backend("edgegen.backends.ort:OrtSession", "onnxruntime", "cpu", ("onnxruntime", "canonical")),
+    # These two build engines whenever a bundle is loaded, which takes minutes: only for those who ask for them.
+    "onnxruntime-tensorrt": _on_gpu("tensorrt", "onnxruntime", _TENSORRT),
+    "onnxruntime-tensorrt-rtx": _on_gpu(
+        "tensorrt-rtx", "onnxruntime_ep_nv_tensorrt_rtx", package="onnxruntime-ep-nv-tensorrt-rtx-cu13"
+    ),
 }
+_DEFAULT = "onnxruntime"  # what somebody who has nothing is told to install
 
 
 def present_backends() -> list[str]:
     """The backends whose library is installed, the best first. Imports none of them."""
-    return [name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.library) is not None]
+    return [name for name, backend in BACKENDS.items() if _is_installed(backend)]
+
+
+def fault(name: str) -> str | None:
+    """Why an installed backend cannot be used on this machine; None where it can. May load its library and try the GPU."""
+    backend = BACKENDS[name]
+    if not backend.fault:
+        return None
+    module, _, function = backend.fault.partition(":")
+    try:
+        reason: str | None = getattr(importlib.import_module(module), function)(backend.fault_of)
+    except ImportError as error:
+        return f"{backend.library} cannot be imported: {error}"
+    return reason
 
 
 def choose(name: str = AUTO) -> str:
@@ -40,13 +106,17 @@ def choose(name: str = AUTO) -> str:
     """
     present = present_backends()
     if name == AUTO:
-        if not present:
-            raise BackendError(f"no inference library is installed; {_cure(next(iter(BACKENDS.values())))}")
-        return present[0]
+        for candidate in (each for each in present if BACKENDS[each].automatic):
+            if (reason := fault(candidate)) is None:
+                return candidate
+            _log.info("auto does not take %s: %s", candidate, reason)
+        raise BackendError(f"no inference library that works is installed; install it: {install_hint(BACKENDS[_DEFAULT])}")
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, [AUTO, *BACKENDS])
     if name not in present:
-        raise BackendError(f"backend {name!r} needs {BACKENDS[name].library}, which is not installed; {_cure(BACKENDS[name])}")
+        backend = BACKENDS[name]
+        missing = f"backend {name!r} needs {backend.part or backend.library}, which is not installed"
+        raise BackendError(f"{missing}; install it: {install_hint(backend)}")
     return name
 
 
@@ -86,7 +156,7 @@ def open_session(
         external=files.external,
         folder=files.folder,
         threads=threads,
-        **options,
+        **{**BACKENDS[chosen].options, **options},
     )
     return session
 
@@ -99,8 +169,20 @@ def _load(backend: Backend) -> Any:
         # A library that is broken is the user's to repair; a module of ours that is missing is a bug to see.
         if error.name is not None and error.name.partition(".")[0] == "edgegen":
             raise
-        raise BackendError(f"{backend.library} is installed but cannot be imported ({error}); {_cure(backend)}") from error
+        broken = f"{backend.library} is installed but cannot be imported ({error})"
+        raise BackendError(f"{broken}; install it: {install_hint(backend)}") from error
 
 
-def _cure(backend: Backend) -> str:
-    return f'install it: pip install "edgegen[{backend.extra}]"'
+def _is_installed(backend: Backend) -> bool:
+    spec = importlib.util.find_spec(backend.library)
+    folders = spec.submodule_search_locations or [] if spec is not None else []
+    return spec is not None and (not backend.part or any((Path(folder) / backend.part).exists() for folder in folders))
+
+
+def install_hint(backend: Backend) -> str:
+    """The command that installs what a backend needs."""
+    if backend.package:
+        return f"pip install {backend.package}"
+    # onnxruntime and onnxruntime-gpu have the same module: side by side, one of the two is half there.
+    first = "pip uninstall onnxruntime && " if backend.extra == "gpu" else ""
+    return f'{first}pip install "edgegen[{backend.extra}]"'

@@ -1,6 +1,7 @@
 """ONNX Runtime: one session for one graph, its state bound in place."""
 
 import functools
+import logging
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,18 @@ from typing import Any
 from edgegen.backends.base import State
 from edgegen.backends.memory import Content
 from edgegen.backends.ort_binding import Binding
-from edgegen.backends.ort_create import CPU, ERRORS, backend_error, check_signature, create, session_options, with_kernels
+from edgegen.backends.ort_create import check_signature, create, session_options, with_kernels
+from edgegen.backends.ort_device import Captures, DeviceBinding, Place
+from edgegen.backends.ort_failures import ERRORS, backend_error
+from edgegen.backends.ort_providers import (
+    CPU,
+    check_placement,
+    may_capture,
+    may_fall_back,
+    options_for,
+    provider_of,
+    usable,
+)
 from edgegen.backends.ort_state import OrtState
 from edgegen.backends.threads import default_threads
 from edgegen.errors import BackendError, InputError
@@ -19,15 +31,16 @@ from edgegen.manifest import Variant
 from edgegen.onnx_walk import ExternalTensor
 from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec, check_feed
 
+_log = logging.getLogger("edgegen")
+
 
 class OrtSession:
     """One graph variant in ONNX Runtime, from memory: see `edgegen.backends.base.Session` for the contract.
 
     An input with a default in the graph may be left out, which is also faster. `threads` is what the session runs with,
-    `kernels` whose: the instruction set of edgegen's own, or "" where all are onnxruntime's.
+    `kernels` whose: the instruction set of edgegen's own, or "" where all are onnxruntime's. `provider` is the one that the
+    session really has, and `captured` whether runs that repeat become CUDA graphs.
     """
-
-    backend = "onnxruntime"
 
     def __init__(
         self,
@@ -40,6 +53,10 @@ class OrtSession:
         external: Sequence[ExternalTensor] = (),
         folder: Path | None = None,
         provider: str = CPU,
+        allow_fallback: bool | None = None,
+        cuda_graphs: bool | None = None,
+        resident: bool | None = None,
+        cache_length: int | None = None,
         config: Mapping[str, str] | None = None,
     ) -> None:
         """Build the session. It may hold on to `weights` until it is closed: their bytes must not change.
@@ -52,11 +69,16 @@ class OrtSession:
             external: where the tensors lie in `weights` (`onnx_walk.check` tells).
             folder: where the same weights lie as files. With both, weights are read where they are; else they are copied.
             threads: threads for one operator, the calling one included; one for each usable physical core if None.
-            provider: the execution provider; one that is not there is an error, never a silent fallback.
+            provider: a name of `ort_providers.PROVIDERS`. One that cannot be used here, or leaves operators that compute to
+                the CPU, is an error.
+            allow_fallback: log that instead and go on; if None, as EDGEGEN_ALLOW_FALLBACK says, else not.
+            cuda_graphs: capture runs that repeat, where the provider can; if None, as EDGEGEN_CUDA_GRAPHS says, else not.
+            resident: keep state and what repeats in the memory of the device; if None, wherever that is not the host's.
+            cache_length: how long the state is, for a provider that must know it; the longest that was exported if None.
             config: ONNX Runtime session config entries, for experiments.
 
         Raises:
-            BackendError: the provider is missing, or ONNX Runtime refuses the graph.
+            BackendError: the provider cannot be used, or ONNX Runtime refuses the graph.
             InputError: `threads` is below 1.
         """
         self.threads = default_threads() if threads is None else threads
@@ -70,14 +92,49 @@ class OrtSession:
         self._fetched = tuple(name for name in self._outputs if name not in state)
         self._lock = threading.Lock()
         self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
-        options = functools.partial(session_options, self.threads, config or {}, stateful=bool(variant.state))
-        opener = functools.partial(create, weights, external, folder, provider, variant.path)
+        fallback = may_fall_back(allow_fallback)
+        self.provider = usable(provider, variant.path, fallback=fallback)
+        self._fixed = self._fixed_axis(cache_length)
         self._native: Any
-        self._native, self._shared, self.kernels = with_kernels(opener, model, options, variant, provider)
+        self._native, self._shared, self.kernels = self._build(
+            model, weights, variant, cuda_graphs, config=config or {}, external=external, folder=folder
+        )
+        check_placement(self._native, self.provider, variant.path, fallback=fallback)
         self._optional = check_signature(self._native, variant)
+        self._resident = self.provider != CPU if resident is None else resident
+        self._captures = Captures(self._native) if self.captured else None
+        self._plain = None if variant.state or not self._resident else self._new_binding()
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._required = self._fed.keys() - self._optional
         self._checked: tuple[Any, ...] | None = None
+
+    def _build(
+        self,
+        model: bytes,
+        weights: Mapping[str, Content],
+        variant: Variant,
+        cuda_graphs: bool | None,
+        *,
+        config: Mapping[str, str],
+        external: Sequence[ExternalTensor],
+        folder: Path | None,
+    ) -> tuple[Any, Sequence[Any], str]:
+        """The native session, what must live as long, and whose kernels it has; without CUDA graphs where they are refused."""
+        placed = self.provider != CPU
+        options = functools.partial(
+            session_options, self.threads, config, stateful=bool(variant.state), fixed=self._fixed, placed=placed
+        )
+        self.captured = may_capture(self.provider, cuda_graphs)
+        while True:
+            told = options_for(self.provider, variant, self._axes, capture=self.captured)
+            opener = functools.partial(create, weights, external, folder, self.provider, told, variant.path)
+            try:
+                return with_kernels(opener, model, options, variant, self.provider)
+            except BackendError as error:
+                if not self.captured:
+                    raise
+                self.captured = False
+                _log.warning("%s runs without CUDA graphs: %s", variant.path, error)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -94,7 +151,9 @@ class OrtSession:
         if not self._pairs:
             raise InputError(f"{self._path} keeps no state; run it without one")
         with self._lock:
-            state = OrtState(Binding(self._open()), self._pairs, self._axes, capacity)
+            fixed = next(iter(self._fixed.values()), None)
+            self._open()
+            state = OrtState(self._new_binding(), self._pairs, self._axes, capacity, fixed)
             self._states.add(state)
         return state
 
@@ -129,6 +188,9 @@ class OrtSession:
         with self._lock:
             for state in list(self._states):
                 state.close()
+            if self._plain is not None:
+                self._plain.clear()
+            self._plain = None
             self._native = None
             self._shared = ()
 
@@ -143,12 +205,30 @@ class OrtSession:
             raise BackendError(f"the session of {self._path} is closed; load the bundle again")
         return self._native
 
-    def _binding(self, state: State | None) -> "Binding | None":
-        """What keeps the state bound; None where the graph has none."""
+    def _fixed_axis(self, cache_length: int | None) -> dict[str, int]:
+        """The growing axis and its only length, where the provider has to know it."""
+        if not self._pairs or not provider_of(self.provider).fixed_state:
+            return {}
+        pair, spec = next(iter(self._pairs.items()))
+        name = str(spec.axes[pair.axis])
+        longest = self._axes[name].max
+        if cache_length is not None and not 1 <= cache_length <= longest:
+            raise InputError(f"cache_length is {cache_length}; {name} is 1 to {longest}")
+        return {name: cache_length or longest}
+
+    def _new_binding(self) -> Binding:
+        if not self._resident:
+            return Binding(self._native)
+        has_plugin = bool(provider_of(self.provider).package)
+        place = Place("cpu" if self.provider == CPU else "cuda", 0, self._native if has_plugin else None)
+        return DeviceBinding(self._native, place, {**self._inputs, **self._outputs}, self._captures)
+
+    def _binding(self, state: State | None) -> Binding | None:
+        """What keeps the state bound, or a session's own memory on the device; None where there is neither."""
         if not self._pairs:
             if state is not None:
                 raise InputError(f"{self._path} keeps no state; run it without one")
-            return None
+            return self._plain
         if not isinstance(state, OrtState) or state not in self._states or state.binding is None:
             raise InputError(f"{self._path} needs an open state, made by new_state() of this session")
         return state.binding

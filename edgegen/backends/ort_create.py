@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgegen.backends.kernel_nodes import exchange
 from edgegen.backends.kernels import Kernels, kernels
 from edgegen.backends.memory import Content, give_back, pages_let_go
+from edgegen.backends.ort_failures import ERRORS, backend_error
+from edgegen.backends.ort_providers import CPU, record_placement, start
 from edgegen.errors import BackendError
 from edgegen.manifest import Variant
 from edgegen.onnx_walk import ExternalTensor
@@ -20,17 +21,23 @@ from edgegen.tensors import Tensor
 
 _log = logging.getLogger("edgegen")
 
-CPU = "CPUExecutionProvider"
-ERRORS: tuple[type[BaseException], ...] = (
-    RuntimeError,
-    *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-)
 _ONLY_ERRORS = 3  # ONNX Runtime's log severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's other names are numpy's
 
 
-def session_options(threads: int, config: Mapping[str, str], *, stateful: bool, kernels: Kernels | None = None) -> Any:
-    """The options of a session, with the operators of edgegen's `kernels` where given."""
+def session_options(
+    threads: int,
+    config: Mapping[str, str],
+    *,
+    stateful: bool,
+    fixed: Mapping[str, int] | None = None,
+    placed: bool = False,
+    kernels: Kernels | None = None,
+) -> Any:
+    """The options of a session.
+
+    `fixed` axes have one size from the beginning; `placed`: it remembers which provider took what; `kernels`: edgegen's own.
+    """
     options = ort.SessionOptions()
     if kernels is not None:
         options.register_custom_ops_library(str(kernels.path))
@@ -39,6 +46,10 @@ def session_options(threads: int, config: Mapping[str, str], *, stateful: bool, 
     options.inter_op_num_threads = 1
     # A memory pattern is kept for each shape that was ever fed, and a growing attention mask brings a new one at each step.
     options.enable_mem_pattern = not stateful
+    for axis, size in (fixed or {}).items():
+        options.add_free_dimension_override_by_name(axis, size)
+    if placed:
+        record_placement(options)
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     return options
@@ -69,14 +80,12 @@ def create(
     external: Sequence[ExternalTensor],
     folder: Path | None,
     provider: str,
+    provider_options: Mapping[str, str],
     path: str,
     model: bytes,
     options: Callable[[], Any],
 ) -> tuple[Any, Sequence[Any]]:
     """A session, and the values that it reads where they are: they must live as long as it does."""
-    present = ort.get_available_providers()
-    if provider not in present:
-        raise BackendError(f"onnxruntime has no {provider} here; it has {', '.join(present)}")
     try:
         with pages_let_go(weights.values()):
             if provider == CPU and folder and external and all(tensor.name and tensor.dtype for tensor in external):
@@ -84,7 +93,7 @@ def create(
                     return _create_in_place(model, weights, external, folder, options())
                 except ERRORS as error:
                     _log.info("%s: its weights are copied, for in place onnxruntime says: %s", path, error)
-            return _create_with_copies(model, weights, options(), provider), ()
+            return _create_with_copies(model, weights, options(), provider, provider_options), ()
     except ERRORS as error:
         raise backend_error(f"onnxruntime {ort.__version__} refuses {path}", error) from error
     finally:
@@ -105,16 +114,18 @@ def _create_in_place(
     for name, value in values.items():
         options.add_initializer(name, value)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return ort.InferenceSession(model, options, providers=[CPU]), list(values.values())
+    return start(model, options, CPU, {}), list(values.values())
 
 
-def _create_with_copies(model: bytes, weights: Mapping[str, Content], options: Any, provider: str) -> Any:
+def _create_with_copies(
+    model: bytes, weights: Mapping[str, Content], options: Any, provider: str, provider_options: Mapping[str, str]
+) -> Any:
     if weights and not hasattr(options, "add_external_initializers_from_files_in_memory"):
         raise BackendError(f"onnxruntime {ort.__version__} cannot take these weights from memory; install 1.24 or newer")
     if weights:
         sizes = [memoryview(content).nbytes for content in weights.values()]
         options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
-    return ort.InferenceSession(model, options, providers=[provider])
+    return start(model, options, provider, provider_options)
 
 
 def _array(content: Content, tensor: ExternalTensor) -> Tensor:
@@ -143,9 +154,3 @@ def check_signature(session: Any, variant: Variant) -> frozenset[str]:
 def _dtype(name: str) -> str:
     inner = name.removeprefix("tensor(").removesuffix(")")
     return _DTYPES.get(inner, inner)
-
-
-def backend_error(what: str, error: BaseException) -> BackendError:
-    """What ONNX Runtime said, in one line."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return BackendError(f"{what}: {line}")

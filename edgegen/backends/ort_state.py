@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from edgegen.backends.ort_binding import Binding
 from edgegen.errors import BackendError, InputError
@@ -15,14 +15,22 @@ _ALIGNMENT = 64  # bytes: a cache line, and the width of an AVX-512 register
 
 
 class OrtState:
-    """State in host memory: each tensor is bound as its past and as its present, so a run updates it in place."""
+    """State in the memory of the session's device: each tensor is bound as its past and as its present.
+
+    `fixed` is the only length that the graph takes, where it was built for one: then every state has it.
+    """
 
     def __init__(
-        self, binding: "Binding", pairs: Mapping[StatePair, TensorSpec], axes: Mapping[str, Axis], capacity: int
+        self,
+        binding: Binding,
+        pairs: Mapping[StatePair, TensorSpec],
+        axes: Mapping[str, Axis],
+        capacity: int,
+        fixed: int | None = None,
     ) -> None:
         self.binding: Binding | None = binding
-        self._pairs, self._axes = pairs, axes
-        self._arrays: dict[str, Tensor] = {}
+        self._pairs, self._axes, self._fixed = pairs, axes, fixed
+        self._values: dict[str, Any] = {}
         self._capacity = 0
         self._grow(capacity, 0)
 
@@ -40,26 +48,33 @@ class OrtState:
 
     def read(self, name: str) -> Tensor:
         """A copy of the state tensor with that input name."""
-        if name not in self._arrays:
-            raise InputError(f"no state named {name!r}; there are {sorted(self._arrays)}")
-        return self._arrays[name].copy()
+        if name not in self._values:
+            raise InputError(f"no state named {name!r}; there are {sorted(self._values)}")
+        copied: Tensor = self._values[name].numpy().copy()  # on the host, `numpy` looks at the value itself
+        return copied
 
     def close(self) -> None:
         """Free the memory."""
+        if self.binding is not None:
+            self.binding.clear()
         self.binding = None
-        self._arrays.clear()
+        self._values.clear()
         self._capacity = 0
 
     def _grow(self, capacity: int, keep: int) -> None:
         if self.binding is None:
             raise BackendError("the state is closed; make another with new_state()")
+        if self._fixed is not None:
+            if capacity > self._fixed:
+                raise InputError(f"a state of {capacity} entries was asked for; this session was built for {self._fixed}")
+            capacity = self._fixed if capacity > 0 else capacity
         for pair, spec in self._pairs.items():  # one by one, so that old and new exist side by side for one tensor only
             grown = _zeros(spec, _state_shape(spec, pair, self._axes, capacity))
             if keep:
                 kept = (slice(None),) * pair.axis + (slice(keep),)
-                grown[kept] = self._arrays[pair.input][kept]
-            self._arrays[pair.input] = grown
-            self.binding.hold(pair, ort.OrtValue.ortvalue_from_numpy(grown))
+                grown[kept] = self._values[pair.input].numpy()[kept]
+            self._values[pair.input] = self.binding.value(grown)
+            self.binding.hold(pair, self._values[pair.input])
         self._capacity = capacity
 
 
