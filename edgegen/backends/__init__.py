@@ -52,7 +52,7 @@ def _on_gpu(provider: str, library: str, part: str = "", *, automatic: bool = Fa
 
     All of them run the canonical graph. The variant "onnxruntime" is lowered for the CPU: float32 with GroupQueryAttention, for
     which the CUDA provider has float16 and bfloat16 alone. Of the canonical graph it has every kernel but Swish's, which
-    ONNX Runtime expands, and it fuses a DequantizeLinear of int4 with the MatMul behind it as it does on the CPU.
+    ONNX Runtime expands. Integer weights save space in the bundle there, not time: see `ort_providers`.
     """
     return Backend(
         "edgegen.backends.ort:OrtSession",

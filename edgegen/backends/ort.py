@@ -18,13 +18,14 @@ from edgegen.backends.ort_failures import ERRORS, backend_error
 from edgegen.backends.ort_providers import (
     CPU,
     check_placement,
+    config_for,
     may_capture,
     may_fall_back,
     options_for,
     provider_of,
     usable,
 )
-from edgegen.backends.ort_state import OrtState
+from edgegen.backends.ort_state import OrtState, Shelf
 from edgegen.backends.threads import default_threads
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import Variant
@@ -103,6 +104,7 @@ class OrtSession:
         self._optional = check_signature(self._native, variant)
         self._resident = self.provider != CPU if resident is None else resident
         self._captures = Captures(self._native) if self.captured else None
+        self._shelf = Shelf() if self.captured else None
         self._plain = None if variant.state or not self._resident else self._new_binding()
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._required = self._fed.keys() - self._optional
@@ -120,10 +122,8 @@ class OrtSession:
         folder: Path | None,
     ) -> tuple[Any, Sequence[Any], str]:
         """The native session, what must live as long, and whose kernels it has; without CUDA graphs where they are refused."""
-        placed = self.provider != CPU
-        options = functools.partial(
-            session_options, self.threads, config, stateful=bool(variant.state), fixed=self._fixed, placed=placed
-        )
+        config = {**config_for(self.provider), **config}
+        options = functools.partial(session_options, self.threads, config, stateful=bool(variant.state), fixed=self._fixed)
         self.captured = may_capture(self.provider, cuda_graphs)
         while True:
             told = options_for(self.provider, variant, self._axes, capture=self.captured)
@@ -153,7 +153,7 @@ class OrtSession:
         with self._lock:
             fixed = next(iter(self._fixed.values()), None)
             self._open()
-            state = OrtState(self._new_binding(), self._pairs, self._axes, capacity, fixed)
+            state = OrtState(self._new_binding(), self._pairs, self._axes, capacity, fixed, self._shelf)
             self._states.add(state)
         return state
 
@@ -188,6 +188,8 @@ class OrtSession:
         with self._lock:
             for state in list(self._states):
                 state.close()
+            if self._shelf is not None:
+                self._shelf.clear()
             if self._plain is not None:
                 self._plain.clear()
             self._plain = None

@@ -13,7 +13,7 @@ from edgegen.backends.kernel_nodes import exchange
 from edgegen.backends.kernels import Kernels, kernels
 from edgegen.backends.memory import Content, give_back, pages_let_go
 from edgegen.backends.ort_failures import ERRORS, backend_error
-from edgegen.backends.ort_providers import CPU, record_placement, start
+from edgegen.backends.ort_providers import CPU, start
 from edgegen.errors import BackendError
 from edgegen.manifest import Variant
 from edgegen.onnx_walk import ExternalTensor
@@ -31,13 +31,9 @@ def session_options(
     *,
     stateful: bool,
     fixed: Mapping[str, int] | None = None,
-    placed: bool = False,
     kernels: Kernels | None = None,
 ) -> Any:
-    """The options of a session.
-
-    `fixed` axes have one size from the beginning; `placed`: it remembers which provider took what; `kernels`: edgegen's own.
-    """
+    """The options of a session: `fixed` axes have one size from the beginning, `kernels` are edgegen's own."""
     options = ort.SessionOptions()
     if kernels is not None:
         options.register_custom_ops_library(str(kernels.path))
@@ -48,8 +44,6 @@ def session_options(
     options.enable_mem_pattern = not stateful
     for axis, size in (fixed or {}).items():
         options.add_free_dimension_override_by_name(axis, size)
-    if placed:
-        record_placement(options)
     for key, value in config.items():
         options.add_session_config_entry(key, value)
     return options

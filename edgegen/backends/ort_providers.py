@@ -44,6 +44,7 @@ class Provider(NamedTuple):
         options: what it gets for every graph.
         package: the Python package that brings it as a plugin; "" where it is part of onnxruntime.
         behind: providers that may take what it leaves. The CPU may always take arithmetic on shapes.
+        config: session config entries, for every graph.
         capture: the option that switches CUDA graphs on; "" where they cannot be kept apart for several shapes.
         half: the option that allows float16; "" where the graph's own types decide.
         profiles: the options for the least, usual and largest shapes, with {} for min, opt, max; "" where none are needed.
@@ -54,6 +55,7 @@ class Provider(NamedTuple):
     options: Mapping[str, str] = {}
     package: str = ""
     behind: tuple[str, ...] = ()
+    config: Mapping[str, str] = {}
     capture: str = ""
     half: str = ""
     profiles: str = ""
@@ -69,6 +71,9 @@ PROVIDERS: Mapping[str, Provider] = {
         # use_tf32: float32 is to mean float32, else products have 10 bits and the proof's tolerance does not hold.
         # arena: grown by what is asked for; the default doubles, which a board of 8 GB that shares it with the CPU cannot.
         {"device_id": "0", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
+        # The canonical graph's integer weights go through a Transpose, so nothing is fused with their DequantizeLinear (seen in
+        # the optimized graph): it would expand all of them at every step. This expands them once, at load, to float16.
+        config={"session.disable_quant_qdq": "1"},
         capture="enable_cuda_graph",
     ),
     "tensorrt": Provider(
@@ -191,9 +196,9 @@ def options_for(key: str, variant: Variant, axes: Mapping[str, Axis], *, capture
     return found
 
 
-def record_placement(options: Any) -> None:
-    """Have a session remember which provider took which operator."""
-    options.add_session_config_entry(_ASSIGNMENT, "1")
+def config_for(key: str) -> dict[str, str]:
+    """The session config entries that go with a provider; beside the CPU it also remembers which provider took what."""
+    return {**provider_of(key).config, **({} if key == CPU else {_ASSIGNMENT: "1"})}
 
 
 def check_placement(session: Any, key: str, path: str, *, fallback: bool) -> None:

@@ -14,10 +14,43 @@ from edgegen.tensors import Axis, Tensor, TensorSpec
 _ALIGNMENT = 64  # bytes: a cache line, and the width of an AVX-512 register
 
 
+class Shelf:
+    """The memory of the state that was closed last, for the next one: what was captured at its addresses stays of use.
+
+    Without it every conversation would capture its decode step anew, and older versions of onnxruntime keep each CUDA graph
+    until the session ends.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Binding, dict[str, Any], int] | None = None
+
+    def put(self, binding: Binding, values: dict[str, Any], capacity: int) -> None:
+        """Keep this memory, in place of what was kept before."""
+        self.clear()
+        self._kept = binding, values, capacity
+
+    def take(self, capacity: int) -> tuple[Binding, dict[str, Any], int] | None:
+        """What is kept, with zeros in it, if it has room for `capacity` entries."""
+        if self._kept is None or not 1 <= capacity <= self._kept[2]:
+            return None
+        kept, self._kept = self._kept, None
+        for value in kept[1].values():
+            array = value.numpy()
+            value.update_inplace(np.zeros(array.shape, array.dtype))
+        return kept
+
+    def clear(self) -> None:
+        """Free what is kept."""
+        if self._kept is not None:
+            self._kept[0].clear()
+        self._kept = None
+
+
 class OrtState:
     """State in the memory of the session's device: each tensor is bound as its past and as its present.
 
-    `fixed` is the only length that the graph takes, where it was built for one: then every state has it.
+    `fixed` is the only length that the graph takes, where it was built for one: then every state has it. With a `shelf`, memory
+    comes from it and goes back to it.
     """
 
     def __init__(
@@ -27,12 +60,17 @@ class OrtState:
         axes: Mapping[str, Axis],
         capacity: int,
         fixed: int | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.binding: Binding | None = binding
-        self._pairs, self._axes, self._fixed = pairs, axes, fixed
+        self._pairs, self._axes, self._fixed, self._shelf = pairs, axes, fixed, shelf
         self._values: dict[str, Any] = {}
         self._capacity = 0
-        self._grow(capacity, 0)
+        kept = shelf.take(capacity) if shelf is not None else None
+        if kept is None:
+            self._grow(capacity, 0)
+        else:
+            self.binding, self._values, self._capacity = kept
 
     @property
     def capacity(self) -> int:
@@ -55,10 +93,11 @@ class OrtState:
 
     def close(self) -> None:
         """Free the memory."""
-        if self.binding is not None:
+        if self.binding is not None and self._shelf is not None:
+            self._shelf.put(self.binding, self._values, self._capacity)
+        elif self.binding is not None:
             self.binding.clear()
-        self.binding = None
-        self._values.clear()
+        self.binding, self._values = None, {}
         self._capacity = 0
 
     def _grow(self, capacity: int, keep: int) -> None:

@@ -9,6 +9,7 @@ from backends.test_session import ADD, AXES, SCATTER, onnx_add, onnx_scatter, ro
 
 from edgegen.backends.ort import OrtSession
 from edgegen.backends.ort_device import Captures, DeviceBinding, Place, _host_inputs
+from edgegen.backends.ort_state import Shelf
 from edgegen.errors import InputError
 
 
@@ -103,6 +104,24 @@ def test_a_graph_built_for_one_length_gives_every_state_that_length(monkeypatch)
             session.new_state(21)
     with pytest.raises(InputError, match="cache_length is 65"):
         OrtSession(onnx_scatter(), {}, SCATTER, AXES, threads=1, cache_length=65)
+
+
+def test_memory_that_was_captured_is_used_again_and_is_zero_again(scatter):
+    scatter._shelf = Shelf()
+    state = scatter.new_state(16)
+    for step in range(3):
+        scatter.run(feed(7.0, step), state=state)
+    binding, first = state.binding, slots(state)
+    state.close()
+    smaller = scatter.new_state(8)
+    assert (smaller.binding, smaller.capacity) == (binding, 16)
+    assert slots(smaller) == first  # with what was captured
+    assert not smaller.read("past.0").any()
+    scatter.run(feed(1.0, 0), state=smaller)
+    np.testing.assert_array_equal(smaller.read("past.1")[0, 0, :3, 0], [1, 0, 0])
+    assert scatter.new_state(32).binding is not binding
+    with pytest.raises(InputError):
+        scatter.run(feed(1.0, 0), state=state)
 
 
 class Recorder:

@@ -270,6 +270,12 @@ def test_profiles_are_only_given_where_every_input_has_one(variant):
     assert not [name for name in options_for("tensorrt", variant, AXES, capture=False) if "profile" in name]
 
 
+def test_only_the_provider_that_would_expand_integer_weights_at_every_step_expands_them_at_load():
+    expanding = [key for key in PROVIDERS if "session.disable_quant_qdq" in ort_providers.config_for(key)]
+    assert expanding == ["cuda"]  # the others have kernels for them, or engines
+    assert ort_providers.config_for("cpu") == {}
+
+
 def test_no_provider_keeps_native_code_of_its_own_making():
     for key in PROVIDERS:
         told = options_for(key, IMAGE, {"batch": Axis(1, 4, 16)}, capture=True)
@@ -326,7 +332,8 @@ def test_an_onnxruntime_that_does_not_tell_is_logged(caplog):
 
 def test_this_onnxruntime_tells_where_its_operators_run():
     options = ort.SessionOptions()
-    ort_providers.record_placement(options)
+    for name, value in ort_providers.config_for("cuda").items():
+        options.add_session_config_entry(name, value)
     session = start(onnx_add(), options, "cpu", {})
     if not hasattr(session, "get_provider_graph_assignment_info"):
         pytest.skip(f"onnxruntime {ort.__version__} does not")
