@@ -26,6 +26,7 @@ class Backend(NamedTuple):
         library: the Python package that must be installed.
         extra: the extra of edgegen that installs it.
         variants: of a graph.
+        needs_gpu: whether it runs on an NVIDIA GPU only.
         options: what the class gets beside what the caller says.
         part: a file of the library that must be there, too, relative to its folder.
         fault: "module:function" that says why the backend cannot be used on this machine, given `fault_of`; "" where an
@@ -39,6 +40,7 @@ class Backend(NamedTuple):
     library: str
     extra: str
     variants: tuple[str, ...]
+    needs_gpu: bool = False
     options: Mapping[str, Any] = {}
     part: str = ""
     fault: str = ""
@@ -59,12 +61,13 @@ def _on_gpu(provider: str, library: str, part: str = "", *, automatic: bool = Fa
         library,
         "gpu",
         ("canonical",),
-        {"provider": provider},
-        part,
-        "edgegen.backends.ort_providers:fault",
-        provider,
-        automatic,
-        package,
+        needs_gpu=True,
+        options={"provider": provider},
+        part=part,
+        fault="edgegen.backends.ort_providers:fault",
+        fault_of=provider,
+        automatic=automatic,
+        package=package,
     )
 
 

@@ -76,12 +76,12 @@ def scatter_function(feed, state):
 
 
 RESIDENT = "onnxruntime, in memory of its own"  # the way of the GPUs, with the CPU as the device
-ON_CPU = [name for name in present_backends() if not BACKENDS[name].fault]
+ON_CPU = [name for name in present_backends() if not BACKENDS[name].needs_gpu]
 EVERYWHERE = [
     "fake",
     *ON_CPU,
     pytest.param(RESIDENT, marks=pytest.mark.skipif("onnxruntime" not in ON_CPU, reason="onnxruntime is not installed")),
-    *(pytest.param(name, marks=pytest.mark.gpu) for name, backend in BACKENDS.items() if backend.fault),
+    *(pytest.param(name, marks=pytest.mark.gpu) for name, backend in BACKENDS.items() if backend.needs_gpu),
 ]
 
 
