@@ -87,7 +87,7 @@ def _backend_state(name: str) -> str:
     except (ImportError, OSError) as error:  # OSError: a shared library that the loader refuses
         return f"broken: {str(error).splitlines()[0]}"
     if reason := fault(name):  # a GPU's: it runs a graph of one operator
-        return f"does not work: {reason}"
+        return f"installed, {backend.library} {library.__version__}, but {reason}"
     own = f", edgegen's kernels for {found.instructions}" if name == "onnxruntime" and (found := own_kernels()) else ""
     return f"works, {backend.library} {library.__version__}{own}"
 

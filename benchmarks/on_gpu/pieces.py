@@ -17,12 +17,15 @@ PROMPT, NEW_TOKENS = "The river had been low all summer.", 16
 
 
 def backends(plan):
-    """The backends that are measured: all that are for GPUs; in a rehearsal the CPU's."""
-    from edgegen.backends import BACKENDS
+    """The backends that are measured: those asked for, else all for GPUs that are installed; in a rehearsal the CPU's.
+
+    What is not installed is named in the piece "machine".
+    """
+    from edgegen.backends import present_backends
 
     if plan["rehearse"]:
         return [CPU]
-    return [name for name in plan["backends"] or BACKENDS if name != CPU]
+    return [name for name in plan["backends"] or present_backends() if name != CPU]
 
 
 def pieces(plan, prepared):
@@ -229,7 +232,7 @@ def ratios(medians):
 
 def _roofline(plan, item, rows):
     """For a language model: what share of the memory's speed a decode step reaches, by engine."""
-    if item["kind"] != "text":
+    if item["kind"] != "text" or not backends(plan):
         return {}
     from edgegen.backends import variant_for
     from edgegen.bench.text import state_bytes_per_entry

@@ -109,11 +109,14 @@ def choose(name: str = AUTO) -> str:
     """
     present = present_backends()
     if name == AUTO:
+        reasons = []
         for candidate in (each for each in present if BACKENDS[each].automatic):
             if (reason := fault(candidate)) is None:
                 return candidate
-            _log.info("auto does not take %s: %s", candidate, reason)
-        raise BackendError(f"no inference library that works is installed; install it: {install_hint(BACKENDS[_DEFAULT])}")
+            reasons.append(f"{candidate}: {reason}")
+            _log.info("auto does not take %s", reasons[-1])
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise BackendError(f"no inference library here works{why}; install one: {install_hint(BACKENDS[_DEFAULT])}")
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, [AUTO, *BACKENDS])
     if name not in present:

@@ -95,6 +95,7 @@ class OrtSession:
         self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
         fallback = may_fall_back(allow_fallback)
         self.provider = usable(provider, variant.path, fallback=fallback)
+        self.backend = "onnxruntime" if self.provider == CPU else f"onnxruntime-{self.provider}"
         self._fixed = self._fixed_axis(cache_length)
         self._native: Any
         self._native, self._shared, self.kernels = self._build(
