@@ -1,6 +1,7 @@
 # make demo    a real model from its checkpoint to int4, proven, talking, measured
 # make test    lint, types and tests
 # make bench   the demo's bundle, measured at length
+# make test-gpu  the tests that need an NVIDIA GPU; says what is missing, and fetches nothing where .venv is there
 # make clean   remove what make made here (the fetched checkpoint stays in the cache)
 # Needs Python >= 3.10 and make. With PYTHON=python3.12 another interpreter; with TORCH_INDEX=URL another index for torch alone
 # (https://download.pytorch.org/whl/cpu has it without CUDA, which is smaller).
@@ -15,7 +16,7 @@ EDGEGEN := $(BIN)/edgegen
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-gpu lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(BUNDLE)/manifest.json
@@ -34,6 +35,10 @@ $(BUNDLE)/manifest.json: | .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# What is installed is tested: a newer pyproject.toml is no reason to fetch anything on a machine without a network.
+test-gpu: $(if $(wildcard $(BIN)/python),,.venv/installed-dev)
+	$(BIN)/python benchmarks/on_gpu/contract.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -8,8 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgegen.backends import BACKENDS, present_backends
-from edgegen.backends.gpu import why_not
+from edgegen.backends import BACKENDS, fault, install_hint, present_backends
 from edgegen.backends.kernels import kernels as own_kernels
 
 _BASE = ("numpy", "msgspec", "tokenizers", "jinja2", "click", "rich")
@@ -51,7 +50,7 @@ class Health:
 
 
 def examine() -> Health:
-    """Look at this machine. A backend counts as working when its library can be imported."""
+    """Look at this machine. A backend works when its library can be imported; one for GPUs, when it runs a tiny graph."""
     from edgegen import __version__
 
     base = {name: _version(name) for name in _BASE}
@@ -82,13 +81,13 @@ def _version(distribution: str) -> str | None:
 def _backend_state(name: str) -> str:
     backend = BACKENDS[name]
     if name not in present_backends():
-        return f'not installed: pip install "edgegen[{backend.extra}]"'
+        return f"not installed: {install_hint(backend)}"
     try:
         library = importlib.import_module(backend.library)
     except (ImportError, OSError) as error:  # OSError: a shared library that the loader refuses
         return f"broken: {str(error).splitlines()[0]}"
-    if backend.needs_gpu and (why := why_not(name)):
-        return f"installed, {backend.library} {library.__version__}, but {why}"
+    if reason := fault(name):  # a GPU's: it runs a graph of one operator
+        return f"installed, {backend.library} {library.__version__}, but {reason}"
     own = f", edgegen's kernels for {found.instructions}" if name == "onnxruntime" and (found := own_kernels()) else ""
     return f"works, {backend.library} {library.__version__}{own}"
 

@@ -8,7 +8,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "edgegen"
 LIBRARIES = {  # a library that only one place may know: the modules that may import it
-    "onnxruntime": ("edgegen.backends.ort", "edgegen.backends.ort_binding", "edgegen.export"),
+    "onnxruntime": (
+        *(
+            f"edgegen.backends.{module}"
+            for module in ("ort", "ort_binding", "ort_create", "ort_device", "ort_failures", "ort_providers")
+        ),
+        "edgegen.export",
+    ),
     "tensorrt": (),  # modules of TensorRT's API are passed around: `backends.trt.flavours` imports them by name
     "tensorrt_rtx": (),
     "cuda": (),

@@ -5,9 +5,9 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgegen.backends.gpu import why_not
 from edgegen.errors import BackendError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -23,11 +23,18 @@ class Backend(NamedTuple):
     """A backend, as data.
 
     Attributes:
-        place: of its session's class, or of a function that opens one.
+        place: "module:name" of its session's class, or of a function that opens one.
         library: the module that it needs.
         extra: of edgegen, which installs that.
         variants: of a graph that it runs, the best first.
         needs_gpu: whether it runs on an NVIDIA GPU only.
+        fault: "module:function" that says why the backend cannot be used on this machine, given `fault_of`; "" where an
+            installed library is enough.
+        fault_of: the argument of that function.
+        automatic: whether `auto` may take it.
+        options: what is passed to `place` beside what the caller says.
+        part: a file of the library that must be there, too, relative to its folder.
+        package: what pip installs for it, where that is none of edgegen's extras.
         engines: whether it runs engines, which are built of a graph, and kept in a cache.
         marker: "Class.member" of the library that runs `variants`; without it, a library takes `older` first.
         older: the variants for a library that is older than some operators of the canonical graph.
@@ -38,37 +45,87 @@ class Backend(NamedTuple):
     extra: str
     variants: tuple[str, ...]
     needs_gpu: bool = False
+    fault: str = ""
+    fault_of: str = ""
+    automatic: bool = True
+    options: Mapping[str, Any] = {}
+    part: str = ""
+    package: str = ""
     engines: bool = False
     marker: str = ""
     older: tuple[str, ...] = ()
 
 
-BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first whose library, and GPU, is there
-    "tensorrt": Backend(
-        "edgegen.backends.trt.open:open_tensorrt",
-        "tensorrt",
-        "tensorrt",
+def _on_gpu(provider: str, library: str, part: str = "", *, automatic: bool = False, package: str = "") -> Backend:
+    """ONNX Runtime with a provider of NVIDIA's.
+
+    All of them run the canonical graph. The variant "onnxruntime" is lowered for the CPU: float32 with GroupQueryAttention, for
+    which the CUDA provider has float16 and bfloat16 alone. Of the canonical graph it has every kernel but Swish's, which
+    ONNX Runtime expands. Integer weights save space in the bundle there, not time (see `ort_providers`), unless the bundle has
+    the variant "onnxruntime-cuda": CUDA's kernels for quantized products and attention, in float16.
+    """
+    return Backend(
+        "edgegen.backends.ort:OrtSession",
+        library,
+        "gpu",
+        ("onnxruntime-cuda", "canonical") if provider == "cuda" else ("canonical",),
+        needs_gpu=True,
+        options={"provider": provider},
+        part=part,
+        fault="edgegen.backends.ort_providers:fault",
+        fault_of=provider,
+        automatic=automatic,
+        package=package,
+    )
+
+
+def _engines(name: str, library: str, marker: str = "", older: tuple[str, ...] = ()) -> Backend:
+    """TensorRT, or TensorRT-RTX."""
+    return Backend(
+        f"edgegen.backends.trt.open:open_{library}",
+        library,
+        name,
         ("tensorrt", "canonical"),
         needs_gpu=True,
+        fault="edgegen.backends.gpu:why_not",
+        fault_of=name,
         engines=True,
-        marker="INetworkDefinition.add_kv_cache_update",
-        older=("tensorrt-legacy",),
-    ),
-    "tensorrt-rtx": Backend(
-        "edgegen.backends.trt.open:open_tensorrt_rtx",
-        "tensorrt_rtx",
-        "tensorrt-rtx",
-        ("tensorrt", "canonical"),
-        needs_gpu=True,
-        engines=True,
-    ),
+        marker=marker,
+        older=older,
+    )
+
+
+_CUDA, _TENSORRT = (f"capi/libonnxruntime_providers_{name}.so" for name in ("cuda", "tensorrt"))
+BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first that works
+    "tensorrt": _engines("tensorrt", "tensorrt", "INetworkDefinition.add_kv_cache_update", ("tensorrt-legacy",)),
+    "tensorrt-rtx": _engines("tensorrt-rtx", "tensorrt_rtx"),
+    "onnxruntime-cuda": _on_gpu("cuda", "onnxruntime", _CUDA, automatic=True),
     "onnxruntime": Backend("edgegen.backends.ort:OrtSession", "onnxruntime", "cpu", ("onnxruntime", "canonical")),
+    # These two build engines whenever a bundle is loaded, which takes minutes: only for those who ask for them.
+    "onnxruntime-tensorrt": _on_gpu("tensorrt", "onnxruntime", _TENSORRT),
+    "onnxruntime-tensorrt-rtx": _on_gpu(
+        "tensorrt-rtx", "onnxruntime_ep_nv_tensorrt_rtx", package="onnxruntime-ep-nv-tensorrt-rtx-cu13"
+    ),
 }
+_DEFAULT = "onnxruntime"  # what somebody who has nothing is told to install
 
 
 def present_backends() -> list[str]:
     """The backends whose library is installed, the best first. Imports none of them."""
-    return [name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.library) is not None]
+    return [name for name, backend in BACKENDS.items() if _is_installed(backend)]
+
+
+def fault(name: str) -> str | None:
+    """Why an installed backend cannot be used on this machine; None where it can. May load its library and try the GPU."""
+    backend = BACKENDS[name]
+    if not backend.fault:
+        return None
+    module, _, function = backend.fault.partition(":")
+    try:
+        reason: str | None = getattr(importlib.import_module(module), function)(backend.fault_of)
+    except ImportError as error:
+        return f"{backend.library} cannot be imported: {error}"
+    return reason
 
 
 def choose(name: str = AUTO, *, engines: bool = True) -> str:
@@ -78,27 +135,21 @@ def choose(name: str = AUTO, *, engines: bool = True) -> str:
     """
     present = present_backends()
     if name == AUTO:
-        present = [name for name in present if engines or not BACKENDS[name].engines]
-        if not present:
-            raise BackendError(f"no inference library is installed; {_cure(BACKENDS['onnxruntime'])}")
-        return _best(present)
+        reasons = []
+        for candidate in (each for each in present if BACKENDS[each].automatic and (engines or not BACKENDS[each].engines)):
+            if (reason := fault(candidate)) is None:
+                return candidate
+            reasons.append(f"{candidate}: {reason}")
+            _log.info("auto does not take %s", reasons[-1])
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise BackendError(f"no inference library here works{why}; install one: {install_hint(BACKENDS[_DEFAULT])}")
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, [AUTO, *BACKENDS])
     if name not in present:
-        raise BackendError(f"backend {name!r} needs {BACKENDS[name].library}, which is not installed; {_cure(BACKENDS[name])}")
+        backend = BACKENDS[name]
+        missing = f"backend {name!r} needs {backend.part or backend.library}, which is not installed"
+        raise BackendError(f"{missing}; install it: {install_hint(backend)}")
     return name
-
-
-def _best(present: list[str]) -> str:
-    """The first that can run here; the log says which ones were passed over, and why."""
-    passed = []
-    for name in present:
-        why = why_not(name) if BACKENDS[name].needs_gpu else None
-        if why is None:
-            return name
-        _log.info("backend %s is not taken: %s", name, why)
-        passed.append(f"{name}: {why}")
-    raise BackendError(f"no backend can run here ({'; '.join(passed)}); {_cure(BACKENDS['onnxruntime'])}")
 
 
 def variant_for(backend: str, bundle: "Bundle", graph: str) -> str:
@@ -139,10 +190,11 @@ def open_session(
     chosen = choose(backend)
     variant = variant or variant_for(chosen, bundle, graph)
     files = bundle.graph(graph, variant)
+    told = {**BACKENDS[chosen].options, **options}
     if BACKENDS[chosen].engines:
         from edgegen.backends.engines.sessions import open_cached
 
-        options = {"engines": functools.partial(open_cached, bundle, graph, variant), **options}
+        told = {"engines": functools.partial(open_cached, bundle, graph, variant), **told}
     session: Session = _load(BACKENDS[chosen])(
         files.model,
         files.weights,
@@ -151,7 +203,7 @@ def open_session(
         external=files.external,
         folder=files.folder,
         threads=threads,
-        **options,
+        **told,
     )
     return session
 
@@ -169,8 +221,20 @@ def _imported(backend: Backend, module: str | None = None) -> Any:
         # A library that is broken is the user's to repair; a module of ours that is missing is a bug to see.
         if isinstance(error, ImportError) and error.name is not None and error.name.partition(".")[0] == "edgegen":
             raise
-        raise BackendError(f"{backend.library} is installed but cannot be imported ({error}); {_cure(backend)}") from error
+        broken = f"{backend.library} is installed but cannot be imported ({error})"
+        raise BackendError(f"{broken}; install it: {install_hint(backend)}") from error
 
 
-def _cure(backend: Backend) -> str:
-    return f'install it: pip install "edgegen[{backend.extra}]"'
+def _is_installed(backend: Backend) -> bool:
+    spec = importlib.util.find_spec(backend.library)
+    folders = spec.submodule_search_locations or [] if spec is not None else []
+    return spec is not None and (not backend.part or any((Path(folder) / backend.part).exists() for folder in folders))
+
+
+def install_hint(backend: Backend) -> str:
+    """The command that installs what a backend needs."""
+    if backend.package:
+        return f"pip install {backend.package}"
+    # onnxruntime and onnxruntime-gpu have the same module: side by side, one of the two is half there.
+    first = "pip uninstall onnxruntime && " if backend.extra == "gpu" else ""
+    return f'{first}pip install "edgegen[{backend.extra}]"'

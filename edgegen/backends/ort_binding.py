@@ -24,6 +24,14 @@ class Binding:
         self._names: tuple[str, ...] = ()
         self._results: dict[str, Tensor] = {}
         self._settled = False  # the last run's arrays are bound, and its results are written in place
+        self._options: Any = None  # of every run
+
+    def value(self, array: Tensor) -> Any:
+        """A value for `hold` with the content of `array`, in the memory of the device: here it is the array itself."""
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def clear(self) -> None:
+        """Let go of what is kept beside the state."""
 
     def hold(self, pair: StatePair, value: Any) -> None:
         """Bind one value as the past and as the present of `pair`, until it is replaced."""
@@ -45,7 +53,7 @@ class Binding:
         if self.repeats(inputs, names) and optional.isdisjoint(inputs) and self._held:
             if not self._settled:
                 self._settle()
-            self._session.run_with_iobinding(self._io)
+            self._session.run_with_iobinding(self._io, self._options)
             return self._results
         self._settled = False
         self._results = self._run_anew(inputs, names, optional)
@@ -78,7 +86,7 @@ class Binding:
         if optional.isdisjoint(arrays):
             for name, array in arrays.items():
                 self._io.bind_cpu_input(name, array)
-            self._session.run_with_iobinding(self._io)
+            self._session.run_with_iobinding(self._io, self._options)
         else:
             self._run_vectors(arrays)
         values = self._io.get_outputs_as_ortvaluevector()
@@ -94,5 +102,5 @@ class Binding:
         cpu = ort.OrtDevice.make("cpu", 0)._get_c_device()
         outputs = self._io.get_outputs_as_ortvaluevector()
         self._session.run_with_ortvaluevector(
-            ort.RunOptions(), list(feeds), vector, list(self._order), outputs, [cpu] * len(outputs)
+            self._options or ort.RunOptions(), list(feeds), vector, list(self._order), outputs, [cpu] * len(outputs)
         )

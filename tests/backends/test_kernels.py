@@ -183,7 +183,7 @@ def test_attention_is_what_onnxruntimes_is(instructions, monkeypatch, case):
     form = CASES[case]
     shape = {key: value for key, value in form.items() if key in ("heads", "kv_heads", "size", "packed")}
     with attention(True, **form) as ours:
-        monkeypatch.setattr("edgegen.backends.ort.kernels", lambda: None)
+        monkeypatch.setattr("edgegen.backends.ort_create.kernels", lambda: None)
         with attention(False, **form) as theirs:
             # From the beginning, one token, several, many keys (more than a piece), and behind a filled cache.
             for past, tokens in ((0, 1), (0, 7), (0, 130), (20, 1), (255, 1), (256, 1), (700, 1), (300, 5), (600, 90)):

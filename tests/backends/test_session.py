@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from simulated_tensorrt import PRESETS, simulate
 
-from edgegen.backends import BACKENDS, present_backends
+from edgegen.backends import BACKENDS, fault, install_hint, present_backends
 from edgegen.backends.base import Session
 from edgegen.backends.fake import FakeSession
-from edgegen.backends.gpu import why_not
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair, Variant
 from edgegen.tensors import Axis, TensorSpec
@@ -95,10 +94,28 @@ def onnx_scatter_legacy() -> bytes:
     return onnx_bytes(SCATTER, nodes, defaults)
 
 
+RESIDENT = "onnxruntime, in memory of its own"  # the way of the GPUs, with the CPU as the device
+NO_ONNXRUNTIME = pytest.mark.skipif("onnxruntime" not in present_backends(), reason="onnxruntime is not installed")
+REAL = [
+    *(name for name in present_backends() if not BACKENDS[name].needs_gpu),
+    pytest.param(RESIDENT, marks=NO_ONNXRUNTIME),
+    *(pytest.param(name, marks=pytest.mark.gpu) for name, backend in BACKENDS.items() if backend.needs_gpu),
+    *(f"simulated {preset}" for preset in PRESETS),
+]
+
+
 def open_real(name: str, variant: Variant, model: Callable[[], bytes]) -> Session:
     from edgegen.backends import _load
 
-    return _load(BACKENDS[name])(model(), {}, variant, AXES, threads=1)
+    backend, options = BACKENDS[name.partition(",")[0]], {"resident": True} if name == RESIDENT else {}
+    return _load(backend)(model(), {}, variant, AXES, threads=1, **backend.options, **options)
+
+
+def skip_unless_usable(name: str) -> None:
+    if name in BACKENDS and name not in present_backends():
+        pytest.skip(f"{name}: {install_hint(BACKENDS[name])}")
+    if name in BACKENDS and (reason := fault(name)):
+        pytest.skip(f"{name}: {reason}")
 
 
 def open_simulated(name: str, variant: Variant, model: Callable[[], bytes]) -> Session:
@@ -115,24 +132,10 @@ def open_on(name: str, variant: Variant) -> Session:
     if name.startswith("simulated"):
         return open_simulated(name, variant, model)
     if name != "fake":
+        skip_unless_usable(name)
         return open_real(name, variant, model)
     defaults = {"scale": np.array(1, np.float32)} if variant is ADD else {}
     return FakeSession(function, variant.inputs, variant.outputs, variant.state, axes=AXES, defaults=defaults)
-
-
-def runnable() -> list:
-    """The backends of this machine; those that need a GPU are marked, and skipped where there is none."""
-    found = []
-    for name in present_backends():
-        why = why_not(name) if BACKENDS[name].needs_gpu else None
-        marks = (
-            [pytest.mark.gpu, pytest.mark.skipif(why is not None, reason=f"{name}: {why}")] if BACKENDS[name].needs_gpu else []
-        )
-        found.append(pytest.param(name, marks=marks))
-    return found
-
-
-REAL = [*runnable(), *(f"simulated {preset}" for preset in PRESETS)]
 
 
 @pytest.fixture(params=["fake", *REAL])

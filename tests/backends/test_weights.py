@@ -150,17 +150,17 @@ def test_a_graph_that_onnxruntime_refuses_is_refused_in_one_line(session):
 
 
 def test_an_onnxruntime_that_is_too_old_to_copy_from_memory_is_named_with_its_cure(monkeypatch, tiny_bundle):
-    from edgegen.backends import ort as backend
+    from edgegen.backends import ort_create as create
 
-    class Old(backend.ort.SessionOptions):
+    class Old(create.ort.SessionOptions):
         """The session options of onnxruntime 1.23."""
 
         @property
         def add_external_initializers_from_files_in_memory(self):
             raise AttributeError
 
-    monkeypatch.setattr(backend.ort, "SessionOptions", Old)
+    monkeypatch.setattr(create.ort, "SessionOptions", Old)
     with Bundle.open(tiny_bundle) as bundle:
         files = bundle.graph("decoder", "onnxruntime")
         with pytest.raises(BackendError, match=r"onnxruntime .* install 1\.24 or newer"):
-            backend.OrtSession(files.model, files.weights, files.variant, files.axes)
+            OrtSession(files.model, files.weights, files.variant, files.axes)
