@@ -54,13 +54,14 @@ def _on_gpu(provider: str, library: str, part: str = "", *, automatic: bool = Fa
 
     All of them run the canonical graph. The variant "onnxruntime" is lowered for the CPU: float32 with GroupQueryAttention, for
     which the CUDA provider has float16 and bfloat16 alone. Of the canonical graph it has every kernel but Swish's, which
-    ONNX Runtime expands. Integer weights save space in the bundle there, not time: see `ort_providers`.
+    ONNX Runtime expands. Integer weights save space in the bundle there, not time (see `ort_providers`), unless the bundle has
+    the variant "onnxruntime-cuda": CUDA's kernels for quantized products and attention, in float16.
     """
     return Backend(
         "edgegen.backends.ort:OrtSession",
         library,
         "gpu",
-        ("canonical",),
+        ("onnxruntime-cuda", "canonical") if provider == "cuda" else ("canonical",),
         needs_gpu=True,
         options={"provider": provider},
         part=part,
