@@ -230,7 +230,7 @@ class IExecutionContext:
         faults = self.world.faults
         problem = self._problem()
         if problem is None and faults.execute:
-            problem = "Error Code 1: Cuda Runtime (an injected failure)" if faults.executions_before_failure <= 0 else None
+            problem = f"Error Code 1: Cuda Runtime ({faults.says})" if faults.executions_before_failure <= 0 else None
             faults.executions_before_failure -= 1
         if problem is not None:
             self.world.fail(f"IExecutionContext::enqueueV3: {problem}")

@@ -15,7 +15,7 @@ class Faults:
         build: the error that a build ends with.
         deserialize: whether no engine can be read.
         context: whether no context can be made.
-        execute: whether every execution fails.
+        execute: whether every execution fails, and `says` what it says then.
         executions_before_failure: how many executions succeed before `execute` counts.
     """
 
@@ -23,6 +23,7 @@ class Faults:
     deserialize: bool = False
     context: bool = False
     execute: bool = False
+    says: str = "an injected failure"
     executions_before_failure: int = 0
 
 

@@ -60,8 +60,9 @@ def _build(
         if config.add_optimization_profile(_native_profile(builder, network, files, todo, profile)) < 0:
             raise log.failure(f"{what}: profile {profile} is refused")
     watch = None if progress is None else Watch(progress)
-    if watch is not None and hasattr(config, "progress_monitor"):
-        config.progress_monitor = alive["monitor"] = monitor(trt, watch)
+    watching = None if watch is None or not hasattr(config, "progress_monitor") else monitor(trt, watch)
+    if watching is not None:
+        config.progress_monitor = watching
     engine = builder.build_serialized_network(network, config)
     alive.clear()
     if engine is None:

@@ -99,3 +99,30 @@ def opened() -> Open:
         return TrtSession(build_engine(flavour, files, chosen), flavour, files, chosen, **how)
 
     return open_files
+
+
+def tokens(count: int, value: float = 1.0) -> np.ndarray:
+    return np.full((1, 1, count, 4), value, np.float32)
+
+
+def at(place: int) -> np.ndarray:
+    return np.array([place], np.int64)
+
+
+def step_all(session: TrtSession, steps: int) -> list[np.ndarray]:
+    """A prompt of three, then one token at a time from arrays that stay the same: what `KVCache` does."""
+    state = session.new_state(LONGEST)
+    found = [session.run({"x": tokens(3), "write_indices": at(0)}, state=state)["logits"].copy()]
+    feed = {"x": tokens(1), "write_indices": at(0)}
+    for place in range(3, 3 + steps):
+        feed["x"].fill(place)
+        feed["write_indices"].fill(place)
+        found.append(session.run(feed, state=state)["logits"].copy())
+    state.close()
+    return found
+
+
+def expected(steps: int) -> list[np.ndarray]:
+    sums = np.cumsum([3.0, *range(3, 3 + steps)])
+    values = [1.0, *map(float, range(3, 3 + steps))]
+    return [tokens(1, total + value) for total, value in zip(sums, values, strict=True)]
