@@ -74,7 +74,8 @@ def _known(bundle: Bundle, backend: str) -> str:
     """What the cache knows of the engines of a bundle: "good", "unknown", or what was wrong with one."""
     store = EngineStore()
     try:
-        verdicts = [verdict.read(store, _wanted(bundle, backend, graph)) for graph in bundle.manifest.graphs]
+        device = verdict.device_of(gpu_of(flavour_of(backend), 0))
+        verdicts = [verdict.read(store, _wanted(bundle, backend, graph), device) for graph in bundle.manifest.graphs]
     except EdgegenError as error:
         return str(error)
     wrong = [one.reason for one in verdicts if one is not None and one.reason]
@@ -94,8 +95,9 @@ def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> Non
         raise CancelledError("it is not wanted any more")
     report = replay_bundle(bundle, backend)
     reason = "" if report.passed else f"its answers are not those of the proof: {' '.join(' '.join(report.lines()).split())}"
+    device = verdict.device_of(gpu_of(flavour_of(backend), 0))
     for want, digest in engines:
-        verdict.write(store, want, Verdict(digest, reason))
+        verdict.write(store, want, Verdict(digest, device, reason))
     if reason:
         raise ProofError(reason)
 

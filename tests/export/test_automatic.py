@@ -16,6 +16,8 @@ from edgegen.backends.engines import verdict, wanted
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.portable import trusted
 from edgegen.backends.engines.store import EngineStore
+from edgegen.backends.trt.flavours import FLAVOURS
+from edgegen.backends.trt.open import gpu_of
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError
 
@@ -165,16 +167,18 @@ def test_an_engine_from_elsewhere_opens_for_who_says_its_digest_and_for_nobody_e
                 open_session("tensorrt-rtx", opened, "decoder", engines=engines)
 
 
-def test_a_verdict_holds_for_the_very_engine_only(bundle, builds, machine):
+def test_a_verdict_holds_for_the_very_engine_and_device_only(bundle, builds, machine):
     with edgegen.load(bundle) as model:
         assert model.switch.wait(60)
     store = EngineStore()
     with Bundle.open(bundle) as opened:
         want = automatic._wanted(opened, "tensorrt-rtx", "decoder")
-    good = verdict.read(store, want)
+    device = verdict.device_of(gpu_of(FLAVOURS["tensorrt-rtx"], 0))
+    good = verdict.read(store, want, device)
     assert good.reason == ""
-    verdict.write(store, want, verdict.Verdict("0" * 64))
-    assert verdict.read(store, want) is None
+    assert verdict.read(store, want, f"{device}.1") is None
+    verdict.write(store, want, verdict.Verdict("0" * 64, device))
+    assert verdict.read(store, want, device) is None
     verdict.write(store, want, good)
     store.discard(want.key)
-    assert verdict.read(store, want) is None
+    assert verdict.read(store, want, device) is None

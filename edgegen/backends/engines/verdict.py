@@ -4,28 +4,44 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgegen.backends.engines.driver import driver_version
 from edgegen.backends.engines.store import VERDICT, EngineStore
 from edgegen.backends.engines.wanted import Wanted
+
+if TYPE_CHECKING:
+    from edgegen.backends.trt.cuda import Gpu
 
 _MAX_BYTES = 1 << 16
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the proof said of an engine: `reason` says what was wrong, empty where nothing was; `sha256` is the engine's."""
+    """What the proof said of an engine: `reason` says what was wrong, empty where nothing was.
+
+    It holds for the engine of that `sha256` on that `device` (`device_of`), and for no other.
+    """
 
     sha256: str
+    device: str
     reason: str = ""
 
 
-def read(store: EngineStore, want: Wanted) -> Verdict | None:
-    """What is known of the engine that is in the cache now; None where nothing is."""
+def device_of(gpu: "Gpu") -> str:
+    """A GPU and its driver: TensorRT-RTX finishes its engines with them, so that one engine may answer otherwise on another."""
+    return f"{gpu.name}, driver {driver_version()} {gpu.driver}".strip()
+
+
+def read(store: EngineStore, want: Wanted, device: str) -> Verdict | None:
+    """What is known of the engine that is in the cache now, on `device`; None where nothing is."""
     try:
         with _place(store, want).open("rb") as file:
             verdict = msgspec.json.decode(file.read(_MAX_BYTES), type=Verdict)
     except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+    if verdict.device != device:
         return None
     engine = store.get(want.key)
     return verdict if engine is not None and engine.record.sha256 == verdict.sha256 else None
