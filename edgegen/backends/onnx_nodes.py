@@ -4,6 +4,7 @@ Only what `edgegen.onnx_walk.check` has passed comes here. The wire format: http
 the messages: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 Value = int | float | bytes | tuple[int, ...] | None  # None: a graph; other kinds that are not read: b""
 
 _NAME_BYTES = 1 << 12
+_MOST_VALUES = 64  # of a constant that is read: a shape, pads, what is sliced
+_FORMATS = {1: "f", 6: "i", 7: "q", 11: "d"}  # of a constant's elements, by TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT, _INT = 1, 2  # AttributeProto.AttributeType
 _MODEL_GRAPH, _MODEL_OPSET = 7, 8
@@ -31,10 +34,11 @@ class Node(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """What an initializer is: TensorProto.DataType, and its shape."""
+    """What an initializer is: TensorProto.DataType, its shape, and its elements where they are few numbers in the file."""
 
     dtype: int
     shape: tuple[int, ...]
+    values: tuple[float, ...] | None = None
 
 
 class Graph(NamedTuple):
@@ -71,11 +75,24 @@ def _graph(data: bytes, start: int, stop: int, found: Graph) -> Graph:
             nodes.append(_node(data, first, last))
         elif field == _GRAPH_INITIALIZER:
             name, dtype = dict(_texts(data, first, last)).get(8, b""), dict(_numbers(data, first, last)).get(2, 0)
-            found.constants[name] = Constant(dtype, tuple(_integers(data, first, last, 1)))
+            shape = tuple(_integers(data, first, last, 1))
+            found.constants[name] = Constant(dtype, shape, _elements(data, first, last, dtype, math.prod(shape)))
         elif field in _GRAPH_VALUES:
             name, found.shapes[name], found.dtypes[name] = _value(data, first, last)
             outputs |= {name} if field == _GRAPH_OUTPUT else set()
     return found._replace(nodes=tuple(nodes), outputs=frozenset(outputs))
+
+
+def _elements(data: bytes, start: int, stop: int, dtype: int, count: int) -> tuple[float, ...] | None:
+    """A TensorProto's elements, from its raw bytes or its repeated integers; None where they are many or kept another way."""
+    if dtype not in _FORMATS or count > _MOST_VALUES:
+        return None
+    form = f"<{count}{_FORMATS[dtype]}"
+    for field, _, first, last in _fields(data, start, stop):
+        if field == 9 and last - first == struct.calcsize(form):  # raw_data
+            return struct.unpack_from(form, data, first)
+    integers = tuple(_integers(data, start, stop, 5 if dtype == 6 else 7)) if dtype in (6, 7) else ()
+    return integers if integers and len(integers) == count else None
 
 
 def _value(data: bytes, start: int, stop: int) -> tuple[bytes, tuple[int | bytes, ...], int]:

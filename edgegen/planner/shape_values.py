@@ -1,0 +1,76 @@
+"""The values of small integer tensors that a graph computes its own shapes from: `Shape`, `Gather`, `Concat`, sums of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgegen.planner.shape_rules import Call, Shape
+
+Numbers = NDArray[Any]
+
+_INTEGERS = (6, 7)  # TensorProto.DataType
+
+
+def _shape(call: Call) -> Numbers:
+    shape = call.shape(0)
+    return np.array(shape[call.integer("start", 0) : call.integer("end", len(shape))])
+
+
+def _cast(call: Call) -> Numbers:
+    return call.value(0).astype(np.int64) if call.integer("to", 0) in _INTEGERS else call.value(0)
+
+
+def _divide(call: Call) -> Numbers:
+    one, other = call.value(0), call.value(1)
+    return one // other if one.dtype.kind == other.dtype.kind == "i" else one / other
+
+
+def _slice(call: Call) -> Numbers:
+    found = call.value(0)
+    for axis, cut in call.cuts():
+        found = found[(slice(None),) * axis + (cut,)]
+    return found
+
+
+def _sum(call: Call) -> Numbers:
+    axes = call.axes(1)
+    return np.asarray(np.sum(call.value(0), axis=axes, keepdims=bool(call.integer("keepdims", 1))))
+
+
+def _all(call: Call) -> list[Numbers]:
+    return [call.value(place) for place in range(len(call.shapes))]
+
+
+_VALUES: dict[str, Callable[[Call], Numbers]] = {
+    "Shape": _shape,
+    "Cast": _cast,
+    "Div": _divide,
+    "ReduceSum": _sum,
+    "Slice": _slice,
+    "Size": lambda call: np.array(np.prod(call.shape(0), dtype=np.int64)),
+    "Gather": lambda call: np.take(call.value(0), call.value(1).astype(np.int64), call.integer("axis", 0)),
+    "Concat": lambda call: np.concatenate(_all(call), call.integer("axis", 0)),
+    "Range": lambda call: np.arange(*(number.item() for number in _all(call))),
+    "Add": lambda call: np.asarray(call.value(0) + call.value(1)),
+    "Sub": lambda call: np.asarray(call.value(0) - call.value(1)),
+    "Mul": lambda call: np.asarray(call.value(0) * call.value(1)),
+    "Neg": lambda call: np.asarray(-call.value(0)),
+    "Min": lambda call: np.minimum.reduce(_all(call)),
+    "Max": lambda call: np.maximum.reduce(_all(call)),
+    "Equal": lambda call: np.asarray(call.value(0) == call.value(1)),
+    "Where": lambda call: np.where(*_all(call)),
+    "Expand": lambda call: np.broadcast_to(call.value(0), np.broadcast_shapes(call.value(0).shape, call.whole(1))),
+    "ConstantOfShape": lambda call: np.zeros(call.whole(0), np.int64),
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), lambda call: call.value(0)),
+}
+
+
+def value_of(call: Call, shape: Shape) -> Numbers | None:
+    """The first output of a node whose inputs are known, in its shape; None where nobody needs to follow it.
+
+    Raises what numpy raises, or LookupError, where an input is not known.
+    """
+    compute = _VALUES.get(call.operator)
+    return None if compute is None else np.reshape(compute(call), shape)
