@@ -1,0 +1,64 @@
+"""Memory that a node needs while it runs, beside its inputs and outputs.
+
+edgegen's kernels borrow theirs outside onnxruntime's arena and keep it (native/operators.c); onnxruntime's attention keeps a
+table of scores, which theirs do not.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from edgegen.backends.image_nodes import DOMAIN
+from edgegen.backends.onnx_nodes import Node
+from edgegen.planner.shapes import Form
+
+_FLOAT = 4  # bytes
+_FEW_BLOCKS = 16  # native/winograd_op.c, doubling_op.c: below, the values of all blocks exist at once
+_LANES = 16
+_SPARE_BYTES = 8 << 20  # native/operators.c: a larger piece is not kept
+
+_ATTENTIONS = (b"Attention", b"GroupQueryAttention", b"MultiHeadAttention")
+
+
+def kernel_bytes(nodes: Sequence[Node], forms: Mapping[bytes, Form], threads: int) -> int:
+    """What edgegen's kernels borrow at most, for all nodes together: they run one after the other, and keep what they had."""
+    return max((_borrowed(node, forms, threads) for node in nodes if node.domain == DOMAIN), default=0)
+
+
+def scores_bytes(node: Node, forms: Mapping[bytes, Form], threads: int = 1) -> int:  # noqa: ARG001
+    """The table of scores that an attention without a kernel of its own computes, with its softmax in place."""
+    if node.operator not in _ATTENTIONS or node.domain == DOMAIN:
+        return 0
+    query, key = forms.get(node.inputs[0]), forms.get(node.inputs[1] or node.inputs[3])
+    heads = node.attributes.get(b"q_num_heads") or node.attributes.get(b"num_heads")
+    if query is None or key is None:
+        return 0
+    count = heads if isinstance(heads, int) else query.shape[1]
+    return _FLOAT * query.shape[0] * count * query.shape[-2] * key.shape[-2]
+
+
+def _borrowed(node: Node, forms: Mapping[bytes, Form], threads: int) -> int:
+    given = [forms[name] for name in node.inputs if name in forms]
+    result = forms.get(node.outputs[0])
+    if not given or result is None:
+        return 0
+    image = given[0].shape
+    if node.operator == b"Conv" and len(image) == 4:
+        return _by_tiles(36, 4, image, result.shape, threads)
+    if node.operator == b"DoublingConvTranspose" and len(image) == 4:
+        return _by_tiles(16, 6, image, result.shape, threads)
+    if node.operator == b"ConvTranspose" and len(image) == 4:
+        return 0 if result.shape[1] <= 8 else given[0].size_bytes  # a copy with a rim of zeros
+    if node.operator == b"Attention":
+        return sum(form.size_bytes for form in given[1:3])  # keys and values, packed
+    if node.operator == b"MatMulNBits":
+        return math.prod(image) + math.prod(image) // 32 * 8  # codes, scales and sums of blocks
+    return given[0].size_bytes if node.operator == b"GroupQueryAttention" else 0
+
+
+def _by_tiles(points: int, side: int, image: Sequence[int], result: Sequence[int], threads: int) -> int:
+    """Minimal filtering: the points of 32 tiles of all input channels, for each thread or, where tiles are few, for all."""
+    tiles = image[0] * math.prod(-(-size // side) for size in result[2:])
+    blocks = max(-(-tiles // (2 * _LANES)), 1)
+    values = points * (image[1] * 2 * _LANES + _LANES) * _FLOAT
+    sums = points * 8 * 2 * _LANES * _FLOAT
+    return blocks * values + threads * sums if blocks < _FEW_BLOCKS else threads * (values + sums)
