@@ -19,7 +19,7 @@ LIBRARIES = {  # a library that only one place may know: the modules that may im
 LEVELS = (  # from the ground up; a module may import those of its own level and below
     ("edgegen.errors",),
     ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox", "edgegen.media"),
-    ("edgegen.manifest", "edgegen.devices"),
+    ("edgegen.manifest",),
     (
         "edgegen.onnx_walk",
         "edgegen.archive",
@@ -29,7 +29,7 @@ LEVELS = (  # from the ground up; a module may import those of its own level and
         "edgegen.chat_template",
     ),
     ("edgegen.bundle",),
-    ("edgegen.backends",),
+    ("edgegen.backends", "edgegen.devices"),
     ("edgegen.kv_cache",),
     ("edgegen.pipelines",),
     ("edgegen.runtime",),

@@ -12,13 +12,11 @@ import numpy as np
 
 from edgegen.backends.kernels import kernels
 from edgegen.backends.threads import default_threads
+from edgegen.devices.cpu import clock_hz, instructions, last_level_cache_bytes
+from edgegen.devices.files import read_blocks, read_size, read_text
 
-_SYSTEM = Path("/sys/devices/system/cpu")
+_ROOT = Path("/")
 _LIBRARIES = ("edgegen", "numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers")
-_INSTRUCTIONS = (  # those that decide which kernels run, by their names in /proc/cpuinfo
-    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
 _FALLBACK_CACHE_BYTES = 32 << 20  # where the size of the last-level cache cannot be read
 _MIN_BUFFER_BYTES, _MAX_BUFFER_BYTES = 64 << 20, 512 << 20
 _REPEATS = 5
@@ -26,16 +24,15 @@ _REPEATS = 5
 
 def describe() -> dict[str, Any]:
     """This machine and the libraries that were used. What cannot be read is None."""
-    fields = _cpu_fields()
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    fields = read_blocks(_ROOT, "proc/cpuinfo")[0]
     return {
         "cpu": fields.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "logical_cpus": os.cpu_count(),
         "usable_cores": default_threads(),
-        "instructions": [name for name in _INSTRUCTIONS if name in flags],
-        "governor": _text(_SYSTEM / "cpu0/cpufreq/scaling_governor"),
-        "clock_hz": _clock_hz(fields),
+        "instructions": list(instructions(fields)),
+        "governor": read_text(_ROOT, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "clock_hz": clock_hz(fields),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "memory_bytes": _memory_bytes(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -44,12 +41,6 @@ def describe() -> dict[str, Any]:
         "libraries": _versions(),
         "own_kernels": own.instructions if (own := kernels()) else None,
     }
-
-
-def last_level_cache_bytes(root: Path = _SYSTEM / "cpu0/cache") -> int | None:
-    """The size of the largest cache that CPU 0 sees (sysfs), in bytes; None where it is not told."""
-    sizes = [text for text in map(_text, root.glob("index*/size")) if text]
-    return max((int(text.rstrip("K")) << 10 for text in sizes if text.rstrip("K").isdigit()), default=None)
 
 
 def read_bandwidth(threads: int | None = None) -> float:
@@ -74,26 +65,7 @@ def read_bandwidth(threads: int | None = None) -> float:
 
 def peak_memory_bytes() -> int | None:
     """The peak resident memory of this process so far (VmHWM of Linux), in bytes; None elsewhere."""
-    for line in (_text(Path("/proc/self/status")) or "").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    return None
-
-
-def _cpu_fields() -> dict[str, str]:
-    """The first processor's fields of /proc/cpuinfo."""
-    lines = (_text(Path("/proc/cpuinfo")) or "").split("\n\n")[0].splitlines()
-    pairs = (line.partition(":") for line in lines)
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _clock_hz(fields: dict[str, str]) -> dict[str, float | None]:
-    now, most = (_text(_SYSTEM / f"cpu0/cpufreq/{name}") for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
-    seen = fields.get("cpu MHz")
-    return {
-        "now": float(now) * 1e3 if now else float(seen) * 1e6 if seen else None,
-        "max": float(most) * 1e3 if most else None,
-    }
+    return read_size(_ROOT, "proc/self/status", "VmHWM")
 
 
 def _memory_bytes() -> int | None:
@@ -111,11 +83,4 @@ def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
         return None

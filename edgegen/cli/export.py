@@ -43,7 +43,12 @@ STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order:
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int4"]),
-    help="Of the weights.  [default: the recipe's, else fp32]",
+    help="Of the weights.  [default: the target's, else the recipe's, else fp32]",
+)
+@click.option(
+    "--target",
+    metavar="DEVICE[@JETPACK]",
+    help="Choose what this device can run (see edgegen devices): jetson-orin-nano-8gb, or jetson-orin-nano-8gb@6.2.",
 )
 @click.option(
     "--context-length", type=click.IntRange(min=1), help="Longest context, in tokens.  [default: the model's own, up to 8192]"

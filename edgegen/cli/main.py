@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported befo
     "eval": "edgegen.cli.eval:evaluate",
     "inspect": "edgegen.cli.inspect:inspect",
     "pack": "edgegen.cli.pack:pack",
+    "devices": "edgegen.cli.devices:devices",
     "doctor": "edgegen.cli.doctor:doctor",
 }
 

@@ -5,14 +5,18 @@ A roofline must come from the live mode: on one Jetson module the modes differ b
 
 FP16_PER_SM_CLOCK = {  # compute capability: dense float16 FLOP of one streaming multiprocessor in one clock
     72: 1024,  # Volta: 8 tensor cores of 64 multiply-adds
+    75: 1024,
+    80: 2048,
     86: 1024,
     87: 2048,  # Orin: the tensor cores of the data-center Ampere
     89: 1024,
     90: 4096,
+    100: 8192,
     110: 8192,  # Thor: the tensor cores of the data-center Blackwell
     120: 1024,
     121: 1024,
 }
+FIRST_FP8, FIRST_FP4 = 89, 100  # the compute capabilities from which on there is such arithmetic (Ada, Blackwell)
 INT8_PER_FP16 = 2  # true of every GPU above, dense
 _TRANSFERS_PER_CLOCK = 2  # all memories here are double data rate
 

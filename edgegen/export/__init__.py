@@ -1,17 +1,20 @@
 """HOW to export: from a source to a proven bundle. The workstation side: needs the extra `export`."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgegen.bundle import check_place
+from edgegen.devices.precisions import EXPORTED
 from edgegen.errors import ExportError, InputError, UnknownNameError
+from edgegen.export.target import decide, read_target
 
 if TYPE_CHECKING:
     from edgegen.export.report import ExportReport
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = EXPORTED
 
 
 def export(
@@ -29,6 +32,8 @@ def export(
     outputs: Sequence[str] = (),
     axes: Sequence[str] = (),
     settings: Sequence[str] = (),
+    target: str | None = None,
+    variants: Sequence[str] = (),
     progress: Callable[[str, float], None] | None = None,
 ) -> "ExportReport":
     """Export `source` to a bundle at `output`; the proof is part of it.
@@ -39,7 +44,7 @@ def export(
         output: the bundle's directory; it exists whole or not at all.
         family: the family, where the source does not say it.
         checkpoint: a .safetensors file that replaces the source's weights; for modules also a state_dict of torch.save.
-        precision: fp32, fp16, int8 or int4; None: the recipe's, else fp32.
+        precision: fp32, fp16, int8 or int4; None: the target's, else the recipe's, else fp32.
         force: replace a bundle that is already there.
         limit: the largest mean KL of the next token against the original, in nats; None: by precision.
         context_length: tokens of prompt and answer together; None: the model's own, up to 8,192.
@@ -50,6 +55,8 @@ def export(
         axes: bounds of named axes: "batch=1..4..16" (least, usual, most); of a diffusers directory batch, and height and width
             in pixels: without them its images have the one size that it names.
         settings: what the family's pipeline wants to know, NAME=JSON.
+        target: DEVICE or DEVICE@JETPACK: chooses the precision, unless one is asked for, and adds the variants that it needs.
+        variants: graph variants to ship beside those that every bundle has.
         progress: called with the stage and the share of it that is done.
 
     Raises:
@@ -59,6 +66,7 @@ def export(
         raise UnknownNameError("precision", precision, PRECISIONS)
     if limit is not None and not limit >= 0:
         raise InputError(f"limit is {limit}; it is a mean KL in nats, 0 or more")
+    aim = read_target(target) if target is not None else None
     check_place(Path(output).absolute(), force)  # again when it is written; here before anything slow
     try:
         from edgegen.export.families import FAMILIES
@@ -74,17 +82,19 @@ def export(
     wanted = family or (recipe.family if recipe else None) or _usual_family(source, kind, FAMILIES)
     if wanted not in FAMILIES:
         raise UnknownNameError("family", wanted, FAMILIES)
+    decision = decide(aim[0], wanted, precision, aim[1]) if aim else None
     said = declared_by(recipe if recipe and not recipe.modules else Recipe("", wanted))
     options = inputs or said["inputs"], outputs or said["outputs"], (*said["axes"], *axes), (*said["settings"], *settings)
     opened = _declared(open_source(source, checkpoint), wanted, *options)
-    chosen = precision or (recipe.precision if recipe else "fp32")
+    chosen = decision.precision if decision else precision or (recipe.precision if recipe else "fp32")
     length = context_length or (recipe.context_length if recipe else None)
-    request = Request(opened, output, chosen, name or opened.name, length, limit, force)  # type: ignore[arg-type]
+    extra = tuple(dict.fromkeys((*variants, *(decision.variants if decision else ()))))
+    request = Request(opened, output, chosen, name or opened.name, length, limit, force, extra)  # type: ignore[arg-type]
     module, function = FAMILIES[wanted].split(":")
     report: ExportReport = getattr(importlib.import_module(module), function)(
         request, progress or (lambda _stage, _share: None)
     )
-    return report
+    return dataclasses.replace(report, target=decision)
 
 
 def _usual_family(source: str, kind: str, families: Mapping[str, str]) -> str:

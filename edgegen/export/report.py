@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgegen.export.target import Decision
 from edgegen.proof import decoder_lm, tensors
 from edgegen.proof.decoder_lm import Fidelity, Quality, fidelity_dict, quality_dict
 from edgegen.proof.tensors import TensorFidelity
@@ -23,6 +24,7 @@ class ExportReport:
     size_bytes: int
     fidelity: tuple[Fidelity, ...]
     quality: Quality
+    target: Decision | None = None
 
     def lines(self) -> list[str]:
         """For people."""
@@ -31,6 +33,7 @@ class ExportReport:
             f"{self.size_bytes / 1e6:.1f} MB",
             *(line for fidelity in self.fidelity for line in fidelity.lines()),
             *decoder_lm.quality_lines(self.quality),
+            *_target_lines(self.target),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,6 +46,7 @@ class ExportReport:
             "size_bytes": self.size_bytes,
             "fidelity": [fidelity_dict(fidelity) for fidelity in self.fidelity],
             "quality": quality_dict(self.quality),
+            "target": self.target.as_dict() if self.target else None,
         }
 
 
@@ -56,6 +60,7 @@ class TensorExportReport:
     size_bytes: int
     fidelity: tuple[TensorFidelity, ...]
     quality: Mapping[str, float]
+    target: Decision | None = None
 
     def lines(self) -> list[str]:
         """For people."""
@@ -63,6 +68,7 @@ class TensorExportReport:
             f"{self.path}: {self.precision}, {', '.join(self.graphs)}, {self.size_bytes / 1e6:.1f} MB",
             *(line for fidelity in self.fidelity for line in fidelity.lines()),
             *tensors.quality_lines(self.quality),
+            *_target_lines(self.target),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,4 +80,9 @@ class TensorExportReport:
             "size_bytes": self.size_bytes,
             "fidelity": [fidelity.as_dict() for fidelity in self.fidelity],
             "quality": dict(self.quality),
+            "target": self.target.as_dict() if self.target else None,
         }
+
+
+def _target_lines(target: Decision | None) -> list[str]:
+    return target.lines() if target else []

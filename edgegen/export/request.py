@@ -12,7 +12,7 @@ class Request:
     """What was asked for.
 
     `source` is what `open_source` gave: a Checkpoint, Modules, or what another format has. `context_length` None: the model's
-    own, up to 8,192; `limit` None: by precision.
+    own, up to 8,192; `limit` None: by precision. `variants` are graph variants to ship beside those that every bundle has.
     """
 
     source: Any
@@ -22,3 +22,4 @@ class Request:
     context_length: int | None = None
     limit: float | None = None
     force: bool = False
+    variants: tuple[str, ...] = ()
