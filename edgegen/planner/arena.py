@@ -54,7 +54,9 @@ class Arena:
 
     def give(self, chunk: Chunk) -> None:
         """A piece becomes free, and one with its free neighbours."""
-        beside = [one for one in self.free if one.region == chunk.region and chunk.start <= one.stop and one.start <= chunk.stop]
+        beside = [
+            one for one in self.free if one.region == chunk.region and chunk.start <= one.stop and one.start <= chunk.stop
+        ]
         for one in beside:
             self.free.remove(one)
         ends = [chunk, *beside]

@@ -19,6 +19,7 @@ from edgegen.tensors import Axis
 
 CPU = "onnxruntime"  # the backend that edgegen's kernels and the packing of weights are of; all others run on a GPU
 ENGINES = ("tensorrt", "tensorrt-rtx")
+PLANNED = (CPU, *ENGINES)
 PREFILL = 256  # tokens that go in at once: DecoderLM.prefill_chunk, which a test compares
 
 _VARIANTS = {"tensorrt": ("tensorrt", "canonical"), "tensorrt-rtx": ("tensorrt", "canonical")}
@@ -46,9 +47,9 @@ class Ask:
     tile: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: a plan remembers what it found of a graph
 class PlannedGraph:
-    """One graph of a bundle. `nodes` are those that run; `constants` the file's, and `made` what is computed from them once."""
+    """One graph of a bundle: `file` as it is there, `nodes` as they run, which edgegen's kernels may have exchanged."""
 
     name: str
     variant: Variant
@@ -151,12 +152,12 @@ def _read_graph(bundle: Bundle, name: str, backend: str, *, has_kernels: bool) -
         file, run = read(files.model), read(model)
     except (IndexError, ValueError) as error:
         raise BundleError(f"{bundle.path}: {files.variant.path} cannot be read: {error}") from error
-    return PlannedGraph(
-        name, files.variant, files.axes, file, run.nodes, run.outputs, len(files.model), has_kernels=taken > 0
-    )
+    return PlannedGraph(name, files.variant, files.axes, file, run.nodes, run.outputs, len(files.model), has_kernels=taken > 0)
 
 
-def as_run(graph: PlannedGraph, shapes: Shapes) -> tuple[list[Node], dict[bytes, Form], dict[bytes, Constant], dict[bytes, Form]]:
+def as_run(
+    graph: PlannedGraph, shapes: Shapes
+) -> tuple[list[Node], dict[bytes, Form], dict[bytes, Constant], dict[bytes, Form]]:
     """A graph as onnxruntime runs it on the CPU: nodes in its order and with its copies, forms, constants, folded ones.
 
     What only constants go into is computed once, when the graph is loaded.

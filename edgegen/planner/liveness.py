@@ -166,6 +166,11 @@ class _Walk:
         if node.operator in _OVER_AN_INPUT:
             for source in node.inputs:
                 buffer, given = self._buffer.get(source), self._forms.get(source)
-                if buffer is not None and self._users[buffer] == 1 and given is not None and given.size_bytes == form.size_bytes:
+                if (
+                    buffer is not None
+                    and self._users[buffer] == 1
+                    and given is not None
+                    and given.size_bytes == form.size_bytes
+                ):
                     return buffer
         return node.outputs[0]

@@ -1,5 +1,6 @@
 """What a bundle takes in memory on one device and backend: weights, state, activations, arrays, and what runs them."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -90,14 +91,15 @@ def usage(bundle: PlannedBundle, ask: Ask, *, threads: int = 2) -> Usage:
     """
     asked = bundle.settled(ask)
     found = [_graph_usage(bundle, graph, asked, threads) for graph in bundle.graphs]
-    weights, state, activations, arrays, structure, unknown, values = (
-        sum(one[place] for one in found) for place in range(7)
-    )
+    weights, state, activations, arrays, structure, unknown, values = (sum(one[place] for one in found) for place in range(7))
     tokenizer = _TOKENIZER_TIMES * bundle.tokenizer_bytes
     notes = "; ".join(dict.fromkeys(one.note for one in found if one.note))
     parts = [
         Part("weights", weights, _weights_note(bundle)),
-        *([Part("cache", state, f"context of {asked.context}" + (f", {asked.batch} times" if asked.batch != 1 else ""))] * bool(state)),
+        *(
+            [Part("cache", state, f"context of {asked.context}" + (f", {asked.batch} times" if asked.batch != 1 else ""))]
+            * bool(state)
+        ),
         Part("activations", activations, notes),
         Part("arrays", arrays, "inputs and outputs"),
         Part("model", structure + tokenizer, "graph" + (" and tokenizer" if tokenizer else "")),
@@ -108,17 +110,22 @@ def usage(bundle: PlannedBundle, ask: Ask, *, threads: int = 2) -> Usage:
 
 def _graph_usage(bundle: PlannedBundle, graph: PlannedGraph, ask: Ask, threads: int) -> _GraphUsage:
     sizes = graph.sizes(ask, bundle.usual)
+    found = _sized(graph, tuple(sorted(sizes.items())), bundle.backend, threads)
+    return found._replace(state=found.state * (ask.batch or 1))
+
+
+@functools.lru_cache(maxsize=256)
+def _sized(graph: PlannedGraph, axes: tuple[tuple[str, int], ...], backend: str, threads: int) -> _GraphUsage:
+    """What one graph takes at these sizes of its axes, with one state. Remembered: looking for limits asks often."""
+    sizes = dict(axes)
     shapes = graph.shapes(sizes)
     state_names = {name.encode() for pair in graph.variant.state for name in (pair.input, pair.output)}
     inputs = input_forms(graph.variant, sizes)
-    state = sum(form.size_bytes for name, form in inputs.items() if name in state_names) * (ask.batch or 1)
+    state = sum(form.size_bytes for name, form in inputs.items() if name in state_names)
     arrays = sum(form.size_bytes for name, form in inputs.items() if name not in state_names)
     results = sum(shapes.forms[name].size_bytes for name in graph.outputs - state_names if name in shapes.forms)
-    if bundle.backend == CPU:
-        weights, activations, note = _on_cpu(graph, shapes, threads)
-    else:
-        weights, activations, note = _on_gpu(graph, shapes)
-    if bundle.backend in ENGINES:
+    weights, activations, note = _on_cpu(graph, shapes, threads) if backend == CPU else _on_gpu(graph, shapes)
+    if backend in ENGINES:
         weights += round(weights * _PLAN_SHARE)
     values = sum(bool(name) for node in graph.file.nodes for name in node.outputs)
     structure = len(graph.nodes) * _NODE_BYTES

@@ -94,7 +94,8 @@ def roofs(bundle: PlannedBundle, ask: Ask, peaks: Peaks) -> list[Roof]:
     for graph in bundle.graphs:
         if graph.variant.state:
             tokens = min(PREFILL, asked.context or PREFILL)
-            found.append(_roof("prefill", "token", tokens, graph, replace(asked, prompt=tokens), bundle, peaks))
+            first = replace(asked, prompt=tokens, context=tokens)  # into an empty cache: later pieces read more
+            found.append(_roof("prefill", "token", tokens, graph, first, bundle, peaks))
             found.append(_roof("decode", "token", 1, graph, replace(asked, prompt=1), bundle, peaks))
         else:
             batch = asked.batch or 1
@@ -107,9 +108,7 @@ def _makes_images(graph: PlannedGraph) -> bool:
     return any(len(spec.axes) == 4 and spec.name.startswith("image") for spec in graph.variant.outputs)
 
 
-def _roof(
-    name: str, unit: str, count: int, graph: PlannedGraph, ask: Ask, bundle: PlannedBundle, peaks: Peaks
-) -> Roof:
+def _roof(name: str, unit: str, count: int, graph: PlannedGraph, ask: Ask, bundle: PlannedBundle, peaks: Peaks) -> Roof:
     work = work_of(graph, graph.sizes(ask, bundle.usual))
     arithmetic_s = work.least_ops / peaks.flops + work.least_int8_ops / peaks.int8_ops
     from_memory = max(work.weights_bytes + work.state_bytes - peaks.cache_bytes, 0)
@@ -123,7 +122,10 @@ def work_of(graph: PlannedGraph, sizes: Mapping[str, int]) -> Work:
     constants = graph.file.constants | {name: Constant(form.dtype, form.shape) for name, form in made.items()}
     integer = {name for node in graph.file.nodes if node.operator == b"DequantizeLinear" for name in node.outputs}
     integer |= {
-        name for node in graph.file.nodes if node.operator == b"Transpose" and node.inputs[0] in integer for name in node.outputs
+        name
+        for node in graph.file.nodes
+        if node.operator == b"Transpose" and node.inputs[0] in integer
+        for name in node.outputs
     }
     ops = least = least_int8 = 0.0
     for node in nodes:

@@ -51,7 +51,9 @@ class Shapes(NamedTuple):
 def input_forms(variant: Variant, sizes: Mapping[str, int]) -> dict[bytes, Form]:
     """The forms of a variant's inputs at `sizes` of its named axes; KeyError where one is missing."""
     return {
-        spec.name.encode(): Form(DTYPES[spec.dtype], tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes))
+        spec.name.encode(): Form(
+            DTYPES[spec.dtype], tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes)
+        )
         for spec in variant.inputs
     }
 
