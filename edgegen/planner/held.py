@@ -107,7 +107,7 @@ def _products_in_bits(node: Node, weights: Constant) -> int:  # noqa: ARG001
 
 
 def _products_by_library(node: Node, weights: Constant) -> int:
-    """onnxruntime's own: packed to about what codes and float scales take."""
+    """Onnxruntime's own: packed to about what codes and float scales take."""
     blocks = -(-_number(node, b"K") // max(_number(node, b"block_size"), 1))
     return file_bytes(weights) + _number(node, b"N") * blocks * _FLOAT
 

@@ -13,8 +13,9 @@ MIB = 1 << 20
 
 # Measured with Python 3.11, numpy 2, onnxruntime 1.32 on x86-64 Linux (benchmarks/plan_against_measured.py): a process that
 # imported edgegen and numpy and ran a graph whose weights and values take nothing. Libraries' code counts as it is touched.
-_PROCESS_BYTES = 62 * MIB
-_TEXT_BYTES = 11 * MIB  # tokenizers and jinja2, measured likewise
+_PROCESS_BYTES = 64 * MIB
+# What families import and touch beside it, measured likewise: tokenizers and jinja2; tokenizers alone.
+_FAMILY_BYTES = {"decoder_lm": 11 * MIB, "diffusion": 5 * MIB}
 _TOKENIZER_TIMES = 5  # tokenizer.json becomes tables: SmolLM2's 1.7 MB leave 8 MiB once the rest was trimmed
 _NODE_BYTES = 11 << 10  # onnxruntime's own of one node and its kernel: 6 MiB of SmolLM2's 546 nodes
 
@@ -72,10 +73,15 @@ class _GraphUsage(NamedTuple):
     values: int
     note: str
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All but the note."""
+        return self[:-1]
 
-def runtime(backend: str, *, is_text: bool) -> Part:
+
+def runtime(backend: str, family: str) -> Part:
     """What a process takes before any bundle: interpreter, libraries, and a GPU's context."""
-    size = _PROCESS_BYTES + (_TEXT_BYTES if is_text else 0)
+    size = _PROCESS_BYTES + _FAMILY_BYTES.get(family, 0)
     if backend == CPU:
         return Part("runtime", size, "Python, numpy, onnxruntime")
     if backend in ENGINES:
@@ -91,7 +97,9 @@ def usage(bundle: PlannedBundle, ask: Ask, *, threads: int = 2) -> Usage:
     """
     asked = bundle.settled(ask)
     found = [_graph_usage(bundle, graph, asked, threads) for graph in bundle.graphs]
-    weights, state, activations, arrays, structure, unknown, values = (sum(one[place] for one in found) for place in range(7))
+    weights, state, activations, arrays, structure, unknown, values = (
+        sum(one.numbers[place] for one in found) for place in range(7)
+    )
     tokenizer = _TOKENIZER_TIMES * bundle.tokenizer_bytes
     notes = "; ".join(dict.fromkeys(one.note for one in found if one.note))
     parts = [

@@ -115,7 +115,7 @@ def _runtime(bundle: PlannedBundle, target: Target) -> Part:
     """What runs a bundle; on a card that is in what the system keeps (`Device.reserved_bytes`), and the rest is the host's."""
     if target.is_card:
         return Part("runtime", 0, "a CUDA context is in what the system keeps; the host's memory is not counted")
-    return memory.runtime(target.backend, is_text=bundle.is_text)
+    return memory.runtime(target.backend, bundle.manifest.family)
 
 
 def _usage(bundle: PlannedBundle, ask: Ask, target: Target) -> Usage:

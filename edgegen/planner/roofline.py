@@ -196,7 +196,7 @@ def _attention(node: Node, forms: Mapping[bytes, Form]) -> tuple[float, float]:
     count, size = (heads, query[-1] // heads) if isinstance(heads, int) and len(query) == 3 else (query[1], query[-1])
     scores = float(query[0] * count * query[-2] * key[-2])
     ops = 2.0 * scores * (size + (value[-1] if len(value) == 4 else size))
-    is_masked = len(node.inputs) > 3 and bool(node.inputs[3]) or bool(node.attributes.get(b"is_causal"))
+    is_masked = (len(node.inputs) > 3 and bool(node.inputs[3])) or bool(node.attributes.get(b"is_causal"))
     return ops, ops * _seen(query[-2], key[-2]) if is_masked else ops
 
 

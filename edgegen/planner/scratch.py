@@ -14,6 +14,8 @@ from edgegen.planner.shapes import Form
 _FLOAT = 4  # bytes
 _FEW_BLOCKS = 16  # native/winograd_op.c, doubling_op.c: below, the values of all blocks exist at once
 _LANES = 16
+_POINTS = {b"Conv": (36, 4), b"DoublingConvTranspose": (16, 6)}  # of a tile, and its side
+_FEW_CHANNELS = 8  # native/conv_transpose_op.c
 _SPARE_BYTES = 8 << 20  # native/operators.c: a larger piece is not kept
 
 _ATTENTIONS = (b"Attention", b"GroupQueryAttention", b"MultiHeadAttention")
@@ -41,18 +43,16 @@ def _borrowed(node: Node, forms: Mapping[bytes, Form], threads: int) -> int:
     result = forms.get(node.outputs[0])
     if not given or result is None:
         return 0
-    image = given[0].shape
-    if node.operator == b"Conv" and len(image) == 4:
-        return _by_tiles(36, 4, image, result.shape, threads)
-    if node.operator == b"DoublingConvTranspose" and len(image) == 4:
-        return _by_tiles(16, 6, image, result.shape, threads)
-    if node.operator == b"ConvTranspose" and len(image) == 4:
-        return 0 if result.shape[1] <= 8 else given[0].size_bytes  # a copy with a rim of zeros
-    if node.operator == b"Attention":
-        return sum(form.size_bytes for form in given[1:3])  # keys and values, packed
-    if node.operator == b"MatMulNBits":
-        return math.prod(image) + math.prod(image) // 32 * 8  # codes, scales and sums of blocks
-    return given[0].size_bytes if node.operator == b"GroupQueryAttention" else 0
+    if node.operator in _POINTS and len(result.shape) == 4:
+        return _by_tiles(*_POINTS[node.operator], given[0].shape, result.shape, threads)
+    count = math.prod(given[0].shape)
+    return {
+        # a copy with a rim of zeros, where it is not copied piece by piece
+        b"ConvTranspose": 0 if len(result.shape) < 2 or result.shape[1] <= _FEW_CHANNELS else given[0].size_bytes,
+        b"Attention": sum(form.size_bytes for form in given[1:3]),  # keys and values, packed
+        b"MatMulNBits": count + count // 32 * 8,  # codes; scales and sums of blocks
+        b"GroupQueryAttention": given[0].size_bytes,
+    }.get(node.operator, 0)
 
 
 def _by_tiles(points: int, side: int, image: Sequence[int], result: Sequence[int], threads: int) -> int:

@@ -16,7 +16,7 @@ from edgegen.backends.onnx_nodes import Node
 Shape = tuple[int, ...]
 Rule = Callable[["Call"], Sequence[Sequence[int]]]
 
-_BOOL, _INT64 = 9, 7  # TensorProto.DataType
+_FLOAT32, _INT64, _BOOL = 1, 7, 9  # TensorProto.DataType
 _LAST = 1 << 62  # a slice's end beyond every axis
 
 
@@ -25,7 +25,6 @@ class Call:
 
     def __init__(self, node: Node, shapes: Sequence[Shape | None], values: Sequence[NDArray[Any] | None]) -> None:
         self.node, self.shapes = node, shapes
-        self.operator = node.operator.decode("ascii", "replace")
         self._values = values
 
     def has(self, place: int) -> bool:
@@ -312,7 +311,7 @@ def _resize(call: Call) -> list[Shape]:
 def _depth_to_space(call: Call) -> list[Shape]:
     batch, channels, height, width = call.shape(0)
     block = call.integer("blocksize")
-    if call.operator == "SpaceToDepth":
+    if call.node.operator == b"SpaceToDepth":
         return [(batch, channels * block * block, height // block, width // block)]
     return [(batch, channels // (block * block), height * block, width * block)]
 
@@ -330,67 +329,68 @@ def _einsum(call: Call) -> list[Shape]:
     return [tuple(sizes[letter] for letter in wanted)]
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        "Abs Acos Asin Atan BatchNormalization BiasGelu Cast CastLike Ceil Celu Clip Cos CumSum DequantizeLinear Dropout Elu Erf "
-        "Exp FastGelu Floor Gelu GroupNorm GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization IsNaN "
-        "LeakyRelu Log LogSoftmax LpNormalization Mish Neg Not QuantizeLinear QuickGelu Reciprocal Relu RotaryEmbedding Round "
-        "ScatterElements ScatterND Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Swish Tan Tanh TensorScatter "
-        "ThresholdedRelu Trilu".split(),
-        _same,
-    ),
-    **dict.fromkeys(
-        "Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where "
-        "Xor".split(),
-        _broadcast,
-    ),
-    **dict.fromkeys(
-        "LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization "
-        "SkipSimplifiedLayerNormalization".split(),
-        _with_statistics,
-    ),
-    **dict.fromkeys("ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum".split(), _reduce),
-    "ReduceSumSquare": _reduce,
-    "ArgMax": _arg,
-    "ArgMin": _arg,
-    "Attention": _attention,
-    "AveragePool": _pool,
-    "Concat": _concat,
-    "ConstantOfShape": lambda call: [call.whole(0)],
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "DepthToSpace": _depth_to_space,
-    "Einsum": _einsum,
-    "Expand": _expand,
-    "Flatten": _flatten,
-    "FusedConv": _conv,
-    "FusedMatMul": _matmul,
-    "Gather": _gather,
-    "GatherBlockQuantized": _gather_quantized,
-    "GatherElements": lambda call: [call.shape(1)],
-    "GatherND": _gather_nd,
-    "Gemm": _matmul,
-    "GlobalAveragePool": lambda call: [(*call.shape(0)[:2], *(1,) * (len(call.shape(0)) - 2))],
-    "GroupQueryAttention": _grouped_attention,
-    "MatMul": _matmul,
-    "MatMulNBits": _matmul_nbits,
-    "MaxPool": _pool,
-    "Pad": _pad,
-    "Range": _range,
-    "Reshape": _reshape,
-    "Resize": _resize,
-    "Shape": lambda call: [(len(call.shape(0)[call.integer("start", 0) : call.integer("end", len(call.shape(0)))]),)],
-    "Size": lambda call: [()],  # noqa: ARG005
-    "Slice": _slice,
-    "SpaceToDepth": _depth_to_space,
-    "Split": _split,
-    "Squeeze": _squeeze,
-    "Tile": _tile,
-    "TopK": _top_k,
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
+_LIKE_THE_FIRST = b"""
+Abs Acos Asin Atan BatchNormalization BiasGelu Cast CastLike Ceil Celu Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp
+FastGelu Floor Gelu GroupNorm GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization IsNaN LeakyRelu Log
+LogSoftmax LpNormalization Mish Neg Not QuantizeLinear QuickGelu Reciprocal Relu RotaryEmbedding Round ScatterElements ScatterND
+Selu Sigmoid Sign Sin Softmax Softplus Softsign Sqrt Swish Tan Tanh TensorScatter ThresholdedRelu Trilu""".split()
+_OF_SEVERAL = b"""
+Add And BitwiseAnd Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where
+Xor""".split()
+_NORMALIZED = b"""
+LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization
+SkipSimplifiedLayerNormalization""".split()
+_REDUCED = b"""
+ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare""".split()
+_COMPARED = b"And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Xor".split()
+
+RULES: dict[bytes, Rule] = {
+    **dict.fromkeys(_LIKE_THE_FIRST, _same),
+    **dict.fromkeys(_OF_SEVERAL, _broadcast),
+    **dict.fromkeys(_NORMALIZED, _with_statistics),
+    **dict.fromkeys(_REDUCED, _reduce),
+    b"ArgMax": _arg,
+    b"ArgMin": _arg,
+    b"Attention": _attention,
+    b"AveragePool": _pool,
+    b"Concat": _concat,
+    b"ConstantOfShape": lambda call: [call.whole(0)],
+    b"Conv": _conv,
+    b"ConvTranspose": _conv_transpose,
+    b"DepthToSpace": _depth_to_space,
+    b"Einsum": _einsum,
+    b"Expand": _expand,
+    b"Flatten": _flatten,
+    b"FusedConv": _conv,
+    b"FusedMatMul": _matmul,
+    b"Gather": _gather,
+    b"GatherBlockQuantized": _gather_quantized,
+    b"GatherElements": lambda call: [call.shape(1)],
+    b"GatherND": _gather_nd,
+    b"Gemm": _matmul,
+    b"GlobalAveragePool": lambda call: [(*call.shape(0)[:2], *(1,) * (len(call.shape(0)) - 2))],
+    b"GroupQueryAttention": _grouped_attention,
+    b"MatMul": _matmul,
+    b"MatMulNBits": _matmul_nbits,
+    b"MaxPool": _pool,
+    b"Pad": _pad,
+    b"Range": _range,
+    b"Reshape": _reshape,
+    b"Resize": _resize,
+    b"Shape": lambda call: [(len(call.shape(0)[call.integer("start", 0) : call.integer("end", len(call.shape(0)))]),)],
+    b"Size": lambda call: [()],  # noqa: ARG005
+    b"Slice": _slice,
+    b"SpaceToDepth": _depth_to_space,
+    b"Split": _split,
+    b"Squeeze": _squeeze,
+    b"Tile": _tile,
+    b"TopK": _top_k,
+    b"Transpose": _transpose,
+    b"Unsqueeze": _unsqueeze,
 }
 FIXED_DTYPES = {
-    **dict.fromkeys("And Equal Greater GreaterOrEqual IsNaN Less LessOrEqual Not Or Xor".split(), _BOOL),
-    **dict.fromkeys(("ArgMax", "ArgMin", "Shape", "Size"), _INT64),
+    **dict.fromkeys(_COMPARED, _BOOL),
+    **dict.fromkeys((b"ArgMax", b"ArgMin", b"Shape", b"Size"), _INT64),
+    b"ConstantOfShape": _FLOAT32,  # where no value of another kind is given
 }
+SECOND_DTYPES = {b"Dropout": _BOOL, b"MaxPool": _INT64, b"TopK": _INT64}

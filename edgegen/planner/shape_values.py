@@ -24,7 +24,7 @@ def _cast(call: Call) -> Numbers:
 
 def _divide(call: Call) -> Numbers:
     one, other = call.value(0), call.value(1)
-    return one // other if one.dtype.kind == other.dtype.kind == "i" else one / other
+    return np.asarray(one // other if one.dtype.kind == other.dtype.kind == "i" else one / other)
 
 
 def _slice(call: Call) -> Numbers:
@@ -43,27 +43,26 @@ def _all(call: Call) -> list[Numbers]:
     return [call.value(place) for place in range(len(call.shapes))]
 
 
-_VALUES: dict[str, Callable[[Call], Numbers]] = {
-    "Shape": _shape,
-    "Cast": _cast,
-    "Div": _divide,
-    "ReduceSum": _sum,
-    "Slice": _slice,
-    "Size": lambda call: np.array(np.prod(call.shape(0), dtype=np.int64)),
-    "Gather": lambda call: np.take(call.value(0), call.value(1).astype(np.int64), call.integer("axis", 0)),
-    "Concat": lambda call: np.concatenate(_all(call), call.integer("axis", 0)),
-    "Range": lambda call: np.arange(*(number.item() for number in _all(call))),
-    "Add": lambda call: np.asarray(call.value(0) + call.value(1)),
-    "Sub": lambda call: np.asarray(call.value(0) - call.value(1)),
-    "Mul": lambda call: np.asarray(call.value(0) * call.value(1)),
-    "Neg": lambda call: np.asarray(-call.value(0)),
-    "Min": lambda call: np.minimum.reduce(_all(call)),
-    "Max": lambda call: np.maximum.reduce(_all(call)),
-    "Equal": lambda call: np.asarray(call.value(0) == call.value(1)),
-    "Where": lambda call: np.where(*_all(call)),
-    "Expand": lambda call: np.broadcast_to(call.value(0), np.broadcast_shapes(call.value(0).shape, call.whole(1))),
-    "ConstantOfShape": lambda call: np.zeros(call.whole(0), np.int64),
-    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), lambda call: call.value(0)),
+_VALUES: dict[bytes, Callable[[Call], Numbers]] = {
+    b"Shape": _shape,
+    b"Cast": _cast,
+    b"Div": _divide,
+    b"ReduceSum": _sum,
+    b"Slice": _slice,
+    b"Size": lambda call: np.array(np.prod(call.shape(0), dtype=np.int64)),
+    b"Gather": lambda call: np.take(call.value(0), call.value(1).astype(np.int64), call.integer("axis", 0)),
+    b"Concat": lambda call: np.concatenate(_all(call), call.integer("axis", 0)),
+    b"Range": lambda call: np.arange(*(number.item() for number in _all(call))),
+    b"Add": lambda call: np.asarray(call.value(0) + call.value(1)),
+    b"Sub": lambda call: np.asarray(call.value(0) - call.value(1)),
+    b"Mul": lambda call: np.asarray(call.value(0) * call.value(1)),
+    b"Neg": lambda call: np.asarray(-call.value(0)),
+    b"Min": lambda call: np.minimum.reduce(_all(call)),
+    b"Max": lambda call: np.maximum.reduce(_all(call)),
+    b"Equal": lambda call: np.asarray(call.value(0) == call.value(1)),
+    b"Where": lambda call: np.where(*_all(call)),
+    b"Expand": lambda call: np.broadcast_to(call.value(0), np.broadcast_shapes(call.value(0).shape, call.whole(1))),
+    **dict.fromkeys((b"Reshape", b"Squeeze", b"Unsqueeze", b"Flatten", b"Identity"), lambda call: call.value(0)),
 }
 
 
@@ -72,5 +71,5 @@ def value_of(call: Call, shape: Shape) -> Numbers | None:
 
     Raises what numpy raises, or LookupError, where an input is not known.
     """
-    compute = _VALUES.get(call.operator)
+    compute = _VALUES.get(call.node.operator)
     return None if compute is None else np.reshape(compute(call), shape)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from edgegen.backends.onnx_nodes import Graph, Node
 from edgegen.manifest import Variant
 from edgegen.onnx_walk import DTYPES, ELEMENT_BITS
-from edgegen.planner.shape_rules import FIXED_DTYPES, RULES, Call, Shape
+from edgegen.planner.shape_rules import FIXED_DTYPES, RULES, SECOND_DTYPES, Call, Shape
 from edgegen.planner.shape_values import value_of
 
 Numbers = NDArray[Any]
 _Sum = ast.Add | ast.Sub | ast.Mult | ast.FloorDiv
 _SUMS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
-_DTYPE_FROM = {"Where": 1, "DequantizeLinear": 1, "GatherBlockQuantized": 2}  # the input that an output's dtype is
+_DTYPE_FROM = {b"Where": 1, b"DequantizeLinear": 1, b"GatherBlockQuantized": 2}  # the input that an output's dtype is
 _MOST_ELEMENTS = 1 << 10  # of a value that is followed: shapes, and indices made from them
 _NOT_FOUND = (LookupError, ValueError, TypeError, ArithmeticError, AttributeError)  # what a rule raises where it does not fit
 
@@ -88,7 +88,7 @@ def _infer_node(
     graph: Graph, node: Node, forms: Mapping[bytes, Form], known: dict[bytes, Numbers], sizes: Mapping[str, int]
 ) -> dict[bytes, Form]:
     call = Call(node, [forms[name].shape if name in forms else None for name in node.inputs], list(map(known.get, node.inputs)))
-    rule = RULES.get(node.operator.decode("ascii", "replace"))
+    rule = RULES.get(node.operator)
     try:
         shapes = [tuple(map(int, shape)) for shape in rule(call)] if rule else []
     except _NOT_FOUND:
@@ -97,7 +97,7 @@ def _infer_node(
     for place, name in enumerate(node.outputs):
         shape = shapes[place] if place < len(shapes) else _said_shape(graph, name, sizes)
         if name and shape is not None and min(shape, default=0) >= 0:
-            found[name] = Form(graph.dtypes.get(name) or _dtype(node, forms), shape)
+            found[name] = Form(graph.dtypes.get(name) or _dtype(node, place, forms), shape)
     first = found.get(node.outputs[0]) if node.outputs else None
     if first is not None and math.prod(first.shape) <= _MOST_ELEMENTS:
         try:
@@ -109,9 +109,11 @@ def _infer_node(
     return found
 
 
-def _dtype(node: Node, forms: Mapping[bytes, Form]) -> int:
-    """Of a node's outputs, where the file does not say it."""
-    name = node.operator.decode("ascii", "replace")
+def _dtype(node: Node, place: int, forms: Mapping[bytes, Form]) -> int:
+    """Of a node's output, where the file does not say it."""
+    name = node.operator
+    if place == 1 and name in SECOND_DTYPES:
+        return SECOND_DTYPES[name]
     to = node.attributes.get(b"to", node.attributes.get(b"output_dtype"))
     if isinstance(to, int) and to > 0:
         return to
