@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgegen.backends import BACKENDS
+from edgegen.backends.image_nodes import DOMAIN
 from edgegen.backends.kernel_nodes import exchange
 from edgegen.backends.onnx_nodes import Constant, Graph, Node, read
 from edgegen.bundle import Bundle
@@ -155,18 +156,36 @@ def _read_graph(bundle: Bundle, name: str, backend: str, *, has_kernels: bool) -
     return PlannedGraph(name, files.variant, files.axes, file, run.nodes, run.outputs, len(files.model), has_kernels=taken > 0)
 
 
-def as_run(
-    graph: PlannedGraph, shapes: Shapes
-) -> tuple[list[Node], dict[bytes, Form], dict[bytes, Constant], dict[bytes, Form]]:
-    """A graph as onnxruntime runs it on the CPU: nodes in its order and with its copies, forms, constants, folded ones.
+class Run(NamedTuple):
+    """A graph as onnxruntime runs it on the CPU: nodes in its order and with its copies, and what it knows.
 
-    What only constants go into is computed once, when the graph is loaded.
+    `made` are the forms of constants that it computes once, when the graph is loaded; `planned` are the values whose shape it
+    knows beforehand, in terms of the inputs' axes, so that it can plan which of them share memory.
     """
+
+    nodes: list[Node]
+    forms: dict[bytes, Form]
+    constants: dict[bytes, Constant]
+    made: dict[bytes, Form]
+    planned: frozenset[bytes]
+
+
+def as_run(graph: PlannedGraph, shapes: Shapes) -> Run:
+    """See `Run`."""
     forms, constants = dict(shapes.forms), dict(graph.file.constants)
     nodes, made = folded(graph.nodes, forms, constants)
     constants |= {name: Constant(form.dtype, form.shape) for name, form in made.items()}
     copied, forms = in_blocks(nodes, forms, constants)
-    return runtime_order(copied), forms, constants, made
+    return Run(runtime_order(copied), forms, constants, made, _planned(copied, graph.file, constants))
+
+
+def _planned(nodes: Sequence[Node], file: Graph, constants: Mapping[bytes, Constant]) -> frozenset[bytes]:
+    """Values whose shape the file says, or follows from such by operators that onnxruntime knows: edgegen's say nothing."""
+    known = {name for name, shape in file.shapes.items() if shape and b"" not in shape} | constants.keys() | {b""}
+    for node in nodes:
+        if node.domain != DOMAIN and known.issuperset(node.inputs):
+            known |= {*node.outputs}
+    return frozenset(known)
 
 
 def folded(
@@ -192,8 +211,8 @@ def _size(name: str, axis: Axis, ask: Ask, usual: Mapping[str, int], axes: Mappi
         return _within(axis, ask.prompt or axis.opt)
     if name == "kept":
         return axis.min
-    if name == "batch":
-        return _within(axis, ask.batch or axis.opt)
+    if name == "batch":  # conversations each have a state of their own, one after the other in the graph
+        return axis.opt if "cache" in axes else _within(axis, ask.batch or axis.opt)
     side = next((side for side in ("height", "width") if side in name), None)
     if side is None or side not in usual:
         return axis.opt

@@ -63,7 +63,7 @@ def events(
     elsewhere: frozenset[bytes] = frozenset(),
     views: frozenset[bytes] = _VIEWS,
     scratch: Scratch | None = None,
-    reuses: bool = False,
+    planned: frozenset[bytes] | None = None,
 ) -> list[Event]:
     """Walk `nodes` in their order, and tell when which memory is taken and let go.
 
@@ -74,10 +74,11 @@ def events(
         elsewhere: values that are written into memory that is there already: present state.
         views: operators whose output is their first input's memory.
         scratch: bytes that a node needs only while it runs.
-        reuses: whether a buffer that is free is kept for the next value of the same form, as onnxruntime plans it
-            (core/framework/allocation_planner.cc): it is held in between, until no other value comes.
+        planned: where onnxruntime plans it (core/framework/allocation_planner.cc), the values whose shapes it knows: only those
+            are written over an input, and a buffer of one that is free is kept for the next of the same form, so that it is
+            held in between. None: all may be written over, and none is kept.
     """
-    walk, found = _Walk(nodes, forms, outputs, elsewhere, views, reuses=reuses), list[Event]()
+    walk, found = _Walk(nodes, forms, outputs, elsewhere, views, planned), list[Event]()
     for place, node in enumerate(nodes):
         walk.visit(place, node)
     for place, node in enumerate(nodes):
@@ -120,13 +121,12 @@ class _Walk:
         outputs: frozenset[bytes],
         elsewhere: frozenset[bytes],
         views: frozenset[bytes],
-        *,
-        reuses: bool,
+        planned: frozenset[bytes] | None,
     ) -> None:
         self.sizes: dict[bytes, int] = {}  # of the buffers, by the value that they were made for
         self.taken: dict[int, list[bytes]] = {}
         self.freed: dict[bytes, int] = {}  # the place of each buffer's last user; of none that is held to the end
-        self._forms, self._outputs, self._elsewhere, self._views, self._reuses = forms, outputs, elsewhere, views, reuses
+        self._forms, self._outputs, self._elsewhere, self._views, self._planned = forms, outputs, elsewhere, views, planned
         self._uses = Counter(name for node in nodes for name in {*node.inputs} if name) + Counter(outputs)
         self._buffer: dict[bytes, bytes] = {}  # of a value; none for inputs, constants and state
         self._users: Counter[bytes] = Counter()  # of each buffer: uses of the values in it that are still to come
@@ -147,14 +147,18 @@ class _Walk:
                 self.freed[buffer] = place
 
     def _put(self, place: int, name: bytes, form: Form, buffer: bytes) -> None:
-        if buffer == name and self._reuses and name not in self._outputs:
-            buffer = next((free for free in reversed(self.freed) if self._forms[free] == form), name)
+        if buffer == name and self._planned is not None and name in self._planned and name not in self._outputs:
+            free = (free for free in reversed(self.freed) if free in self._planned and self._forms[free] == form)
+            buffer = next(free, name)
         if buffer not in self.sizes:
             self.sizes[buffer] = rounded(form.size_bytes) or ROUNDING
             self.taken.setdefault(place, []).append(buffer)
         self.freed.pop(buffer, None)
         self._buffer[name] = buffer
         self._users[buffer] += self._uses[name]
+
+    def _is_planned(self, name: bytes) -> bool:
+        return self._planned is None or name in self._planned
 
     def _shared(self, node: Node, form: Form) -> bytes | None:
         """The buffer that the first output is written into: a view's, that of an input that nobody else reads, or its own.
@@ -163,8 +167,8 @@ class _Walk:
         """
         if node.operator in self._views:
             return self._buffer.get(node.inputs[0])
-        if node.operator in _OVER_AN_INPUT:
-            for source in node.inputs:
+        if node.operator in _OVER_AN_INPUT and self._is_planned(node.outputs[0]):
+            for source in filter(self._is_planned, node.inputs):
                 buffer, given = self._buffer.get(source), self._forms.get(source)
                 if (
                     buffer is not None

@@ -141,20 +141,20 @@ def _sized(graph: PlannedGraph, axes: tuple[tuple[str, int], ...], backend: str,
 
 
 def _on_cpu(graph: PlannedGraph, shapes: Shapes, threads: int) -> tuple[int, int, str]:
-    nodes, forms, constants, made = as_run(graph, shapes)
-    weights = held.on_cpu(nodes, constants, made).size_bytes
+    run = as_run(graph, shapes)
+    weights = held.on_cpu(run.nodes, run.constants, run.made).size_bytes
     events = liveness.events(
-        nodes,
-        forms,
+        run.nodes,
+        run.forms,
         graph.outputs,
         elsewhere=graph.state_outputs,
-        scratch=lambda node: scratch.scores_bytes(node, forms),
-        reuses=True,
+        scratch=lambda node: scratch.scores_bytes(node, run.forms),
+        planned=run.planned,
     )
     has_pattern = not graph.variant.state  # as OrtSession sets it
     touched = arena.touched_bytes(events, graph.outputs, has_pattern=has_pattern)
     note = "twice: onnxruntime's second run takes a block of its own" if has_pattern else ""
-    return weights, touched + scratch.kernel_bytes(nodes, forms, threads), note
+    return weights, touched + scratch.kernel_bytes(run.nodes, run.forms, threads), note
 
 
 def _on_gpu(graph: PlannedGraph, shapes: Shapes) -> tuple[int, int, str]:

@@ -22,8 +22,15 @@ _ATTENTIONS = (b"Attention", b"GroupQueryAttention", b"MultiHeadAttention")
 
 
 def kernel_bytes(nodes: Sequence[Node], forms: Mapping[bytes, Form], threads: int) -> int:
-    """What edgegen's kernels borrow at most, for all nodes together: they run one after the other, and keep what they had."""
-    return max((_borrowed(node, forms, threads) for node in nodes if node.domain == DOMAIN), default=0)
+    """What edgegen's kernels borrow at most: the largest node's pieces, or what they keep between the nodes.
+
+    A borrower takes any spare piece, and exchanges one that is too small: in time all that are in use at once are as large as
+    the largest that is kept.
+    """
+    borrowed = [_borrowed(node, forms, threads) for node in nodes if node.domain == DOMAIN]
+    at_once = max((sum(pieces) for pieces in borrowed), default=0)
+    kept = max((piece for pieces in borrowed for piece in pieces if piece <= _SPARE_BYTES), default=0)
+    return max(at_once, kept * (threads + 1))
 
 
 def scores_bytes(node: Node, forms: Mapping[bytes, Form], threads: int = 1) -> int:  # noqa: ARG001
@@ -38,27 +45,29 @@ def scores_bytes(node: Node, forms: Mapping[bytes, Form], threads: int = 1) -> i
     return _FLOAT * query.shape[0] * count * query.shape[-2] * key.shape[-2]
 
 
-def _borrowed(node: Node, forms: Mapping[bytes, Form], threads: int) -> int:
+def _borrowed(node: Node, forms: Mapping[bytes, Form], threads: int) -> list[int]:
+    """The pieces that a node needs at once."""
     given = [forms[name] for name in node.inputs if name in forms]
     result = forms.get(node.outputs[0])
     if not given or result is None:
-        return 0
+        return []
     if node.operator in _POINTS and len(result.shape) == 4:
         return _by_tiles(*_POINTS[node.operator], given[0].shape, result.shape, threads)
     count = math.prod(given[0].shape)
-    return {
+    piece = {
         # a copy with a rim of zeros, where it is not copied piece by piece
         b"ConvTranspose": 0 if len(result.shape) < 2 or result.shape[1] <= _FEW_CHANNELS else given[0].size_bytes,
         b"Attention": sum(form.size_bytes for form in given[1:3]),  # keys and values, packed
         b"MatMulNBits": count + count // 32 * 8,  # codes; scales and sums of blocks
         b"GroupQueryAttention": given[0].size_bytes,
     }.get(node.operator, 0)
+    return [piece]
 
 
-def _by_tiles(points: int, side: int, image: Sequence[int], result: Sequence[int], threads: int) -> int:
+def _by_tiles(points: int, side: int, image: Sequence[int], result: Sequence[int], threads: int) -> list[int]:
     """Minimal filtering: the points of 32 tiles of all input channels, for each thread or, where tiles are few, for all."""
     tiles = image[0] * math.prod(-(-size // side) for size in result[2:])
     blocks = max(-(-tiles // (2 * _LANES)), 1)
     values = points * (image[1] * 2 * _LANES + _LANES) * _FLOAT
     sums = points * 8 * 2 * _LANES * _FLOAT
-    return blocks * values + threads * sums if blocks < _FEW_BLOCKS else threads * (values + sums)
+    return [blocks * values, *[sums] * threads] if blocks < _FEW_BLOCKS else [values + sums] * threads

@@ -66,10 +66,19 @@ def test_a_buffer_that_is_kept_for_a_value_of_the_same_form_is_held_in_between()
         node("Conv", "x w", "a"), node("Conv", "a w", "b"), node("Conv", "b w", "c"), node("Conv", "c w", "d"), outputs=["d"]
     )
     shapes = {"a": (8 * KIB,), "b": (KIB,), "c": (2 * KIB,), "d": (8 * KIB,)}
-    kept = events(cut.nodes, forms(**shapes), frozenset(), reuses=True)
+    names = frozenset(name.encode() for name in shapes)
+    kept = events(cut.nodes, forms(**shapes), frozenset(), planned=names)
     assert [event.buffer for event in kept if event.size_bytes] == [b"a", b"b", b"c"]  # d lies in a
     assert peak(kept).size_bytes == 11 << 10
     assert most(graph(*cut.nodes), shapes) == 10 << 10
+
+
+def test_a_value_whose_shape_is_not_known_beforehand_shares_no_memory():
+    cut = graph(node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Conv", "b w", "c"))
+    shapes = {"a": (KIB,), "b": (KIB,), "c": (KIB,)}
+    assert [event.buffer for event in events(cut.nodes, forms(**shapes), frozenset(), planned=frozenset()) if event.size_bytes] == [
+        b"a", b"b", b"c"
+    ]  # fmt: skip
 
 
 def a_random_graph(seed, operators):
