@@ -1,5 +1,6 @@
 """Bundles for tests of the planner, made without torch: a stack of convolutions, and devices of any size."""
 
+import itertools
 import json
 
 import msgspec
@@ -20,7 +21,7 @@ def convolutions(path, *, channels=CHANNELS, layers=LAYERS, most=512):
     widths = [3, *[channels] * layers, 3]
     generator = np.random.default_rng(0)
     constants, nodes, name = [], [], "image"
-    for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for place, (before, after) in enumerate(itertools.pairwise(widths)):
         weights = (generator.standard_normal((after, before, 3, 3)) / 30).astype(np.float32)
         constants.append(numpy_helper.from_array(weights, f"w{place}"))
         is_last = place == layers

@@ -70,7 +70,8 @@ def test_prompts_go_in_as_the_pipeline_puts_them():
 def test_activations_grow_with_the_batch_and_the_image(images):
     bundle = read_bundle(images, CPU)
     one, eight, wide = (
-        part(memory.usage(bundle, ask), "activations") for ask in (Ask(batch=1), Ask(batch=8), Ask(batch=1, height=128, width=256))
+        part(memory.usage(bundle, ask), "activations")
+        for ask in (Ask(batch=1), Ask(batch=8), Ask(batch=1, height=128, width=256))
     )
     assert 3 * one < eight < 9 * one  # what the kernels keep does not grow
     assert 3 * one < wide < 9 * one  # 128 x 256 is 64 x 64, eight times
@@ -104,7 +105,9 @@ def test_the_plan_of_an_image_model_is_what_its_process_takes(images, shape):
 def test_the_plan_of_a_language_model_is_what_its_process_takes(tmp_path):
     place = make_bundle(tmp_path / "tiny.bundle")
     worker, job = ROOT / "benchmarks/plans/worker.py", {"kind": "text", "prompt": 5, "new": 8}
-    done = subprocess.run([sys.executable, str(worker), str(place), json.dumps(job)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(worker), str(place), json.dumps(job)], capture_output=True, text=True, check=True
+    )
     measured = json.loads(done.stdout)["peak_bytes"]
     assert predicted(read_bundle(place, CPU), Ask()) == pytest.approx(measured, rel=MOST_OFF)
 
