@@ -13,6 +13,7 @@ from edgegen.planner.memory import Part, Usage
 from edgegen.planner.roofline import Roof, roofs
 from edgegen.planner.target import Target
 
+_IN_TURNS = "load one after the other, and close each before the next"
 _ON_CARD = ("weights", "cache", "activations")  # the parts that lie in a card's own memory
 
 
@@ -143,8 +144,10 @@ def _change_of_set(planned: Sequence[BundlePlan], target: Target, ordered: int, 
         if change is not None and "--precision" not in change.what:
             return Change(f"{one.bundle.name}: {change.what}", others + change.size_bytes)
     if in_turns <= budget:
-        return Change("load one after the other, and close each before the next", in_turns)
-    return None
+        return Change(_IN_TURNS, in_turns)
+    changed = [one.size_bytes if one.fits else one.change.size_bytes if one.change is not None else None for one in planned]
+    sizes = [size for size in changed if size is not None]
+    return Change(f"each as said above, and {_IN_TURNS}", max(sizes)) if len(sizes) == len(planned) else None
 
 
 def _bundle_dict(one: BundlePlan) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Iterator
 
-from edgegen.planner.graphs import CPU
 from edgegen.planner.memory import MIB
 from edgegen.planner.plan import BundlePlan, Plan
 from edgegen.planner.roofline import Roof
@@ -29,12 +28,6 @@ def lines(plan: Plan, width: int) -> list[str]:
     return [piece for line in found[:-1] for piece in _wrapped(line, width)]
 
 
-def summary(one: BundlePlan) -> str:
-    """In one line: what it takes, and the bounds."""
-    speeds = ", ".join(f"{roof.name} <= {_speed(roof)}" for roof in one.roofs)
-    return f"{_mib(one.size_bytes)} MiB at the peak, {'fits' if one.fits else 'DOES NOT FIT'}; {speeds}"
-
-
 def _bundle_lines(one: BundlePlan, plan: Plan) -> Iterator[str]:
     budget = plan.target.budget_bytes
     manifest = one.bundle.manifest
@@ -50,7 +43,7 @@ def _bundle_lines(one: BundlePlan, plan: Plan) -> Iterator[str]:
     if limits:
         yield f"  at most:    {limits}"
     for place, roof in enumerate(one.roofs):
-        yield f"  {'bounds:' if place == 0 else '':<12}{roof.name} {_speed(roof)} at most, by {_why(roof)}"
+        yield f"  {'bounds:' if place == 0 else '':<12}{roof.name} {_speed(roof)}, by {_why(roof)}"
     if not one.fits:
         yield f"  change:     {_change(one)}"
 
@@ -86,7 +79,9 @@ def _change(one: BundlePlan) -> str:
 
 
 def _speed(roof: Roof) -> str:
-    return f"{_number(roof.per_s)} {roof.unit}s/s" if roof.per_s >= 1 else f"{_number(1 / roof.per_s)} s a {roof.unit}"
+    if roof.per_s >= 1:
+        return f"at most {_number(roof.per_s)} {roof.unit}s/s"
+    return f"at least {_number(1 / roof.per_s)} s for one {roof.unit}"
 
 
 def _why(roof: Roof) -> str:
@@ -107,8 +102,3 @@ def _mib(size_bytes: int) -> str:
 def _wrapped(line: str, width: int) -> list[str]:
     indent = _INDENT + "  " if line.startswith(" ") else "  "
     return textwrap.wrap(line, max(width, 40), subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False) or [""]
-
-
-def is_estimate(plan: Plan) -> bool:
-    """Whether the figures of the backend were never measured on such a device."""
-    return plan.target.backend != CPU

@@ -89,6 +89,12 @@ def test_a_set_is_loaded_one_after_the_other_where_it_does_not_fit_together(imag
     assert found.change.size_bytes <= free_mib * MIB
 
 
+def test_a_set_of_which_each_is_too_large_takes_both_changes(images):
+    found = plan_of([images, images], 400, Ask(height=512, width=512))
+    assert found.change.what.startswith("each as said above, and load one after the other")
+    assert found.change.size_bytes == found.bundles[0].change.size_bytes <= 400 * MIB
+
+
 def test_a_card_counts_only_what_lies_on_it(images):
     card = plan_of([images], 4000, kind="gpu", unified=False)
     shared = plan_of([images], 4000, kind="jetson")
