@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from edgegen.planner.graphs import CPU, Ask, PlannedBundle
+from edgegen.planner.graphs import CPU, ENGINES, Ask, PlannedBundle
 from edgegen.planner.memory import Part, Usage, usage
 
 _WEIGHT_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.5, "int4": 4.5}  # scales of blocks of 32 included
@@ -112,15 +112,18 @@ def cheapest_change(bundle: PlannedBundle, ask: Ask, budget_bytes: int, measure:
 
 
 def _options(bundle: PlannedBundle, asked: Ask, found: Limits) -> Iterator[tuple[str, Ask]]:
-    bounds = sides(bundle)
+    bounds, is_engine = sides(bundle), bundle.backend in ENGINES
     if bounds is not None and found.side:
-        yield f"--tile {found.side}", replace(asked, tile=found.side)
+        what = f"export it for sides of at most {found.side}, and make larger images in tiles"
+        yield what if is_engine else f"--tile {found.side}", replace(asked, tile=found.side)
     if found.batch and asked.batch is not None and found.batch < asked.batch:
-        name = "batch" if bundle.is_text else "batch-size"
-        yield f"--{name} {found.batch}", replace(asked, batch=found.batch)
+        name = "--batch" if bundle.is_text else "--batch-size"
+        is_built = is_engine and not bundle.is_text
+        what = f"export it for a batch of at most {found.batch}" if is_built else f"{name} {found.batch}"
+        yield what, replace(asked, batch=found.batch)
     if bounds is not None:
-        smallest = replace(asked, tile=bounds[0], batch=1)
-        yield f"--tile {bounds[0]} --batch-size 1", smallest
+        what = f"export it for sides of at most {bounds[0]} and a batch of 1"
+        yield what if is_engine else f"--tile {bounds[0]} --batch-size 1", replace(asked, tile=bounds[0], batch=1)
     if found.context and asked.context is not None and asked.context <= _USEFUL_CONTEXT * found.context:
         yield f"--context {found.context}", replace(asked, context=found.context)
 

@@ -21,6 +21,7 @@ from edgegen.tensors import Axis
 CPU = "onnxruntime"  # the backend that edgegen's kernels and the packing of weights are of; all others run on a GPU
 ENGINES = ("tensorrt", "tensorrt-rtx")
 PLANNED = (CPU, *ENGINES)
+ENGINE_PREFILL = 512  # tokens that an engine is built for: backends/trt's BuildOptions.prefill
 PREFILL = 256  # tokens that go in at once: DecoderLM.prefill_chunk, which a test compares
 
 _VARIANTS = {"tensorrt": ("tensorrt", "canonical"), "tensorrt-rtx": ("tensorrt", "canonical")}
@@ -110,15 +111,21 @@ class PlannedBundle:
         return entry.size_bytes if entry is not None else 0
 
     def settled(self, ask: Ask) -> Ask:
-        """The question with what the bundle says put in place of None. InputError where it cannot be."""
+        """The question with what the bundle says put in place of None. InputError where it cannot be.
+
+        An engine takes memory for the largest sizes that it is built for, so there these are what is put, not the usual ones.
+        """
+        is_engine = self.backend in ENGINES
         axes = {name: axis for graph in self.graphs for name, axis in graph.axes.items()}
         most = axes["cache"].max if self.is_text and "cache" in axes else None
         context = None if most is None else most if ask.context is None else ask.context
         if context is not None and most is not None and not 1 <= context <= most:
             raise InputError(f"{self.path}: a context of {context} was asked for; it was exported for at most {most}")
-        prompt = None if context is None else min(ask.prompt or PREFILL, context)
-        batch = ask.batch or (1 if self.is_text or "batch" not in axes else axes["batch"].opt)
-        sides = {name: getattr(ask, name) or self.usual.get(name) for name in ("height", "width")}
+        pieces = ENGINE_PREFILL if is_engine else PREFILL
+        prompt = None if context is None else min(ask.prompt or pieces, context)
+        usual = {name: axis.max if is_engine else axis.opt for name, axis in axes.items()}
+        batch = ask.batch or (1 if self.is_text else usual.get("batch", 1))
+        sides = {name: getattr(ask, name) or usual.get(name) for name in ("height", "width")}
         return replace(ask, context=context, prompt=prompt, batch=batch, **sides)
 
 

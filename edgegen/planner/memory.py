@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from edgegen.backends.onnx_nodes import Node
 from edgegen.planner import arena, held, liveness, scratch
 from edgegen.planner.graphs import CPU, ENGINES, Ask, PlannedBundle, PlannedGraph, as_run
-from edgegen.planner.shapes import Shapes, input_forms
+from edgegen.planner.shapes import FLOAT32, Shapes, input_forms
 
 MIB = 1 << 20
 
@@ -132,7 +133,7 @@ def _sized(graph: PlannedGraph, axes: tuple[tuple[str, int], ...], backend: str,
     state = sum(form.size_bytes for name, form in inputs.items() if name in state_names)
     arrays = sum(form.size_bytes for name, form in inputs.items() if name not in state_names)
     results = sum(shapes.forms[name].size_bytes for name in graph.outputs - state_names if name in shapes.forms)
-    weights, activations, note = _on_cpu(graph, shapes, threads) if backend == CPU else _on_gpu(graph, shapes)
+    weights, activations, note = _on_cpu(graph, shapes, threads) if backend == CPU else _on_gpu(graph, shapes, backend)
     if backend in ENGINES:
         weights += round(weights * _PLAN_SHARE)
     values = sum(bool(name) for node in graph.file.nodes for name in node.outputs)
@@ -157,13 +158,22 @@ def _on_cpu(graph: PlannedGraph, shapes: Shapes, threads: int) -> tuple[int, int
     return weights, touched + scratch.kernel_bytes(run.nodes, run.forms, threads), note
 
 
-def _on_gpu(graph: PlannedGraph, shapes: Shapes) -> tuple[int, int, str]:
-    """Weights as in the graph, and the peak of its values: fusion makes that less, tactics' workspace more."""
+def _on_gpu(graph: PlannedGraph, shapes: Shapes, backend: str) -> tuple[int, int, str]:
+    """Weights as in the graph, and the peak of its values: fusion makes that less, tactics' workspace more.
+
+    TensorRT has kernels for attention in float16; in float32 it is decomposed, and keeps a table of scores.
+    """
     weights = held.as_in_file(graph.nodes, graph.file.constants).size_bytes
     from_weights = {name for node in graph.nodes if node.operator == b"DequantizeLinear" for name in node.outputs}
     forms = {name: form for name, form in shapes.forms.items() if name not in from_weights}
-    events = liveness.events(graph.nodes, forms, graph.outputs, elsewhere=graph.state_outputs)
-    return weights, liveness.peak(events).size_bytes, "estimate: no fusion, no workspace"
+
+    def scores(node: Node) -> int:
+        query = forms.get(node.inputs[0]) if node.inputs else None
+        return scratch.scores_bytes(node, forms) if query is not None and query.dtype == FLOAT32 else 0
+
+    events = liveness.events(graph.nodes, forms, graph.outputs, elsewhere=graph.state_outputs, scratch=scores)
+    size = "for the largest it is built for" if backend in ENGINES else "for what is asked"
+    return weights, liveness.peak(events).size_bytes, f"{size}; without fusion and workspace"
 
 
 def _weights_note(bundle: PlannedBundle) -> str:

@@ -22,6 +22,8 @@ from edgegen.planner.shape_rules import FIXED_DTYPES, RULES, SECOND_DTYPES, Call
 from edgegen.planner.shape_values import value_of
 
 Numbers = NDArray[Any]
+FLOAT32 = 1  # TensorProto.DataType
+
 _Sum = ast.Add | ast.Sub | ast.Mult | ast.FloorDiv
 _SUMS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 _DTYPE_FROM = {b"Where": 1, b"DequantizeLinear": 1, b"GatherBlockQuantized": 2}  # the input that an output's dtype is
