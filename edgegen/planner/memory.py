@@ -133,6 +133,8 @@ def _sized(graph: PlannedGraph, axes: tuple[tuple[str, int], ...], backend: str,
     state = sum(form.size_bytes for name, form in inputs.items() if name in state_names)
     arrays = sum(form.size_bytes for name, form in inputs.items() if name not in state_names)
     results = sum(shapes.forms[name].size_bytes for name in graph.outputs - state_names if name in shapes.forms)
+    if not state_names:
+        results *= 2  # images become pixels in a copy (pipelines/images.py, to_uint8)
     weights, activations, note = _on_cpu(graph, shapes, threads) if backend == CPU else _on_gpu(graph, shapes, backend)
     if backend in ENGINES:
         weights += round(weights * _PLAN_SHARE)
