@@ -165,3 +165,20 @@ def test_nothing_else_is_evaluated(text):
 def test_a_packed_element_takes_its_bits():
     assert Form(22, (3, 5)).size_bytes == 8  # int4: 15 halves of a byte
     assert Form(10, (3, 5)).size_bytes == 30
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("dtype", [onnx.TensorProto.INT64, onnx.TensorProto.INT32])
+def test_a_constant_is_read_however_its_numbers_are_written(raw, dtype):
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    values = np.array([4, -1], kind)
+    constant = helper.make_tensor("shape", dtype, (2,), values.tobytes() if raw else values.tolist(), raw=raw)
+    made = helper.make_graph([], "one", [], [], [constant])
+    found = read(helper.make_model(made).SerializeToString()).constants[b"shape"]
+    assert found == (dtype, (2,), (4, -1))
+
+
+def test_a_long_constant_is_left_in_the_file():
+    constant = numpy_helper.from_array(np.zeros(1000, I), "long")
+    found = read(helper.make_model(helper.make_graph([], "one", [], [], [constant])).SerializeToString())
+    assert found.constants[b"long"] == (7, (1000,), None)
