@@ -25,7 +25,7 @@ MICROSOFT_OPERATORS = frozenset(
     SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization""".split()
 )
 
-_ELEMENT_BITS = {  # TensorProto.DataType; strings (8) have none
+ELEMENT_BITS = {  # TensorProto.DataType; strings (8) have none
     **dict.fromkeys((25, 26), 2),
     **dict.fromkeys((21, 22, 23), 4),
     **dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8),
@@ -34,8 +34,8 @@ _ELEMENT_BITS = {  # TensorProto.DataType; strings (8) have none
     **dict.fromkeys((7, 11, 13, 14), 64),
     15: 128,
 }
-_DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
-_DTYPE_NAMES = {number: name for name, number in _DTYPES.items()}
+DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
+_DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _SINGULAR = frozenset({"one", "number", "float32"})
@@ -334,7 +334,7 @@ def _check_operator(operator: bytes, domain: bytes) -> None:
 
 
 def _check_values(what: str, found: Mapping[bytes, int], specs: tuple[TensorSpec, ...]) -> None:
-    stated = {spec.name.encode(): _DTYPES[spec.dtype] for spec in specs}
+    stated = {spec.name.encode(): DTYPES[spec.dtype] for spec in specs}
     if found != stated:
         differing = sorted(name for name in found.keys() | stated.keys() if found.get(name) != stated.get(name))
         raise _DamageError(f"its {what} are not those of the manifest: {', '.join(map(_text, differing[:3]))} differ(s)")
@@ -359,7 +359,7 @@ def _elements(shape: list[int]) -> int:
 
 
 def _size_bytes(elements: int, dtype: int) -> int:
-    bits = _ELEMENT_BITS.get(dtype)
+    bits = ELEMENT_BITS.get(dtype)
     if bits is None:
         raise _DamageError(f"a tensor of type {dtype} cannot be stored as bytes")
     return (elements * bits + 7) // 8

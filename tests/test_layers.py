@@ -47,7 +47,7 @@ LEVELS = (  # from the ground up; a module may import those of its own level and
     ("edgegen.runtime",),
     ("edgegen.offline", "edgegen.describe", "edgegen.health"),
     ("edgegen.models",),
-    ("edgegen.export", "edgegen.train", "edgegen.bench"),
+    ("edgegen.export", "edgegen.train", "edgegen.bench", "edgegen.planner"),
     ("edgegen.cli", "edgegen.__main__"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

@@ -220,7 +220,7 @@ def test_a_tensor_without_its_bytes_is_refused(onnx):
 
 
 def test_every_dtype_that_onnx_packs_has_its_size(onnx):
-    for dtype, bits in onnx_walk._ELEMENT_BITS.items():
+    for dtype, bits in onnx_walk.ELEMENT_BITS.items():
         raw = bytes((5 * bits + 7) // 8)
         check(build(onnx, initializers=[onnx.TensorProto(name="w", data_type=dtype, dims=[5], raw_data=raw)]))
         if bits >= 8:

@@ -4,6 +4,7 @@ Only what `edgegen.onnx_walk.check` has passed comes here. The wire format: `onn
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from edgegen.backends.onnx_wire import fields, float32, inner, integers, message
 
 Value = int | float | bytes | tuple[int, ...] | None  # None: a graph; other kinds that are not read: b""
 
+_MOST_VALUES = 64  # of a constant that is read: a shape, pads, what is sliced
+_FORMATS = {1: "f", 6: "i", 7: "q", 11: "d"}  # of a constant's elements, by TensorProto.DataType
 _FLOAT, _INT = 1, 2  # AttributeProto.AttributeType
 _MODEL_GRAPH, _MODEL_OPSET = 7, 8
 _GRAPH_VALUES = (11, 12, 13)  # inputs, outputs, and what is known of other values
@@ -31,10 +34,11 @@ class Node(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """What an initializer is: TensorProto.DataType, and its shape."""
+    """What an initializer is: TensorProto.DataType, its shape, and its elements where they are few numbers in the file."""
 
     dtype: int
     shape: tuple[int, ...]
+    values: tuple[float, ...] | None = None
 
 
 class Graph(NamedTuple):
@@ -71,11 +75,24 @@ def _graph(data: bytes, start: int, stop: int, found: Graph) -> Graph:
             nodes.append(_node(data, first, last))
         elif field == _GRAPH_INITIALIZER:
             name, dtype = dict(texts(data, first, last)).get(8, b""), dict(numbers(data, first, last)).get(2, 0)
-            found.constants[name] = Constant(dtype, tuple(integers(data, first, last, 1)))
+            shape = tuple(integers(data, first, last, 1))
+            found.constants[name] = Constant(dtype, shape, _elements(data, first, last, dtype, math.prod(shape)))
         elif field in _GRAPH_VALUES:
             name, found.shapes[name], found.dtypes[name] = _value(data, first, last)
             outputs |= {name} if field == _GRAPH_OUTPUT else set()
     return found._replace(nodes=tuple(nodes), outputs=frozenset(outputs))
+
+
+def _elements(data: bytes, start: int, stop: int, dtype: int, count: int) -> tuple[float, ...] | None:
+    """A TensorProto's elements, from its raw bytes or its repeated integers; None where they are many or kept another way."""
+    if dtype not in _FORMATS or count > _MOST_VALUES:
+        return None
+    form = f"<{count}{_FORMATS[dtype]}"
+    for field, _, first, last in fields(data, start, stop):
+        if field == 9 and last - first == struct.calcsize(form):  # raw_data
+            return struct.unpack_from(form, data, first)
+    found = tuple(integers(data, start, stop, 5 if dtype == 6 else 7)) if dtype in (6, 7) else ()
+    return found if found and len(found) == count else None
 
 
 def _value(data: bytes, start: int, stop: int) -> tuple[bytes, tuple[int | bytes, ...], int]:

@@ -43,8 +43,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def read_bandwidth(threads: int | None = None) -> float:
-    """Measured memory bandwidth for reading, in bytes per second.
+def read_bandwidth(threads: int | None = None, size_bytes: int | None = None) -> float:
+    """Measured memory bandwidth for reading, in bytes per second; of a buffer of `size_bytes`, where caches are to count too.
 
     Method: each thread adds up its own part of one int64 buffer, four times as large as the last-level cache (64 to 512 MiB),
     with numpy's vectorized reduction, which holds no lock; all parts are run at once; the best of five rounds counts, since a
@@ -52,7 +52,7 @@ def read_bandwidth(threads: int | None = None) -> float:
     """
     threads = threads or default_threads()
     cache_bytes = last_level_cache_bytes() or _FALLBACK_CACHE_BYTES
-    size_bytes = min(max(4 * cache_bytes, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
+    size_bytes = size_bytes or min(max(4 * cache_bytes, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES)
     parts = np.array_split(np.ones(size_bytes // 8, np.int64), threads)
     best_s = float("inf")
     with ThreadPoolExecutor(threads) as pool:

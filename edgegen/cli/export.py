@@ -62,7 +62,8 @@ STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order:
     "--variant",
     "variants",
     multiple=True,
-    help="Also ship the graphs as this variant: tensorrt-legacy, for TensorRT 10.3 and 10.13 (JetPack 6.2, 7.0, 7.1).",
+    help="Also ship the graphs as this variant: tensorrt-legacy, for TensorRT 10.3 and 10.13 (JetPack 6.2, 7.0, 7.1); "
+    "onnxruntime-cuda, for language models on onnxruntime with CUDA.",
 )
 @click.option("--name", help="Name of the bundle.  [default: the source's]")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")

@@ -18,3 +18,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from edgegen.describe import describe
 
     echo_report(describe(bundle), as_json)
+    if not as_json:
+        from edgegen.planner.here import fit_line
+
+        click.echo(fit_line(bundle))

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {  # in the order of use; nothing is imported befo
     "bench": "edgegen.cli.bench:bench",
     "eval": "edgegen.cli.eval:evaluate",
     "inspect": "edgegen.cli.inspect:inspect",
+    "plan": "edgegen.cli.plan:plan",
     "pack": "edgegen.cli.pack:pack",
     "devices": "edgegen.cli.devices:devices",
     "doctor": "edgegen.cli.doctor:doctor",

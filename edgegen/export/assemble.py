@@ -19,7 +19,7 @@ from edgegen.export.lower_legacy import to_legacy
 from edgegen.export.parts import Graphed, Model
 from edgegen.export.prepare import fold_batch_norms, round_weights
 from edgegen.export.report import Progress, TensorExportReport
-from edgegen.export.request import LEGACY, Request
+from edgegen.export.request import CUDA, LEGACY, Request
 from edgegen.export.soundness import check_answers, check_rows, check_weights
 from edgegen.export.substitutes import reference_operators
 from edgegen.export.write import write_variants
@@ -50,6 +50,8 @@ def export_model(request: Request, model: Model, progress: Progress) -> TensorEx
     """
     if request.precision not in PRECISIONS:
         raise ExportError(f"{model.family} models are exported in {' or '.join(PRECISIONS)}, not in {request.precision}")
+    if CUDA in request.variants:
+        raise ExportError(f"the variant {CUDA} is for language models; {model.family} models run there as they are")
     with BundleWriter(request.output, force=request.force) as writer, torch.no_grad(), reference_operators():
         progress("reference", 0.0)
         recorded, quality = _record(model, request)

@@ -13,9 +13,8 @@ import onnx_ir as ir
 from edgegen.errors import ExportError
 from edgegen.export.lower_ort import to_onnxruntime
 from edgegen.export.passes import insert_before
+from edgegen.export.request import CUDA
 from edgegen.export.weights import WeightTable
-
-VARIANT = "onnxruntime-cuda"
 
 _HALF, _WIDE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _ANGLES = frozenset({"Cos", "Sin", "Pow", "Exp", "Log"})  # float16 loses them
@@ -28,7 +27,7 @@ def to_onnxruntime_cuda(model: ir.Model, table: WeightTable, windows: Sequence[i
         ExportError: the weights are float32, or the graph computes what float16 loses.
     """
     if table.precision == "fp32":
-        raise ExportError(f"there is no variant {VARIANT} in fp32, for CUDA's attention kernel has float16 alone; take fp16")
+        raise ExportError(f"there is no variant {CUDA} in fp32, for CUDA's attention kernel has float16 alone; take fp16")
     to_onnxruntime(model, table, windows)
     halve(model.graph)
 
@@ -41,7 +40,7 @@ def halve(graph: ir.Graph, wide: Sequence[str] = ("logits",)) -> None:
     """
     lost = sorted({node.op_type for node in graph if node.op_type in _ANGLES})
     if lost:
-        raise ExportError(f"this model computes {', '.join(lost)} in its graph, which float16 loses; leave out {VARIANT}")
+        raise ExportError(f"this model computes {', '.join(lost)} in its graph, which float16 loses; leave out {CUDA}")
     for value in graph.initializers.values():
         _halve_initializer(value)
     for value in graph.inputs:
@@ -70,7 +69,7 @@ def _halve_initializer(value: ir.Value) -> None:
     with np.errstate(over="ignore"):  # told below
         half = tensor.numpy().astype(np.float16)
     if not np.isfinite(half).all():
-        raise ExportError(f"{value.name} does not fit in float16; leave out {VARIANT}")
+        raise ExportError(f"{value.name} does not fit in float16; leave out {CUDA}")
     value.const_value = ir.tensor(half, name=value.name)
     value.type = ir.TensorType(_HALF)
 

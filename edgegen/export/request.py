@@ -7,7 +7,8 @@ from typing import Any
 from edgegen.manifest import Precision
 
 LEGACY = "tensorrt-legacy"
-VARIANTS = (LEGACY,)  # what a bundle may hold beside the variants that each has
+CUDA = "onnxruntime-cuda"
+VARIANTS = (LEGACY, CUDA)  # what a bundle may hold beside the variants that each has
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from edgegen.export import export
 from edgegen.export.families import diffusion, gan, vae
 from edgegen.export.lower_legacy import RELEASES, to_legacy
 from edgegen.export.parts import parse_spec
-from edgegen.export.request import LEGACY, Request
+from edgegen.export.request import CUDA, LEGACY, Request
 from edgegen.export.tensorrt_operators import require_readable, table
 from edgegen.kv_cache import KVCache
 from edgegen.models.unet import ClassUNet
@@ -108,16 +108,16 @@ def with_legacy(tmp_path_factory):
     root = tmp_path_factory.mktemp("legacy")
     make_tiny("llama", root / "checkpoint")
     bundle = root / "int4.bundle"
-    return bundle, export(str(root / "checkpoint"), bundle, precision="int4", limit=50.0, variants=[LEGACY, LEGACY])
+    return bundle, export(str(root / "checkpoint"), bundle, precision="int4", limit=50.0, variants=[LEGACY, CUDA, LEGACY])
 
 
 def test_the_variant_is_proven_with_the_others_and_stands_in_the_manifest(with_legacy):
     bundle, report = with_legacy
-    assert {fidelity.variant for fidelity in report.fidelity} >= {LEGACY, "canonical", "onnxruntime"}
+    assert {fidelity.variant for fidelity in report.fidelity} >= {LEGACY, CUDA, "canonical", "onnxruntime"}
     assert verify_bundle(str(bundle)).passed
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     variants = manifest["graphs"]["decoder"]["variants"]
-    assert set(variants) == {"canonical", "onnxruntime", LEGACY}
+    assert set(variants) == {"canonical", "onnxruntime", LEGACY, CUDA}
     for same in ("inputs", "outputs", "state"):  # the pipeline feeds it unchanged
         assert variants[LEGACY][same] == variants["canonical"][same]
     assert "float16: those releases read 4 bits only in a product" in (bundle / "card.md").read_text()

@@ -17,13 +17,13 @@ import onnx_ir as ir
 from edgegen.backends import open_session
 from edgegen.bundle import Bundle, BundleWriter
 from edgegen.errors import ExportError, ProofError
-from edgegen.export import lower, lower_legacy, lower_ort, passes, reference
+from edgegen.export import lower, lower_cuda, lower_legacy, lower_ort, passes, reference
 from edgegen.export.capture import Captured, capture, require_attention
 from edgegen.export.card import card
 from edgegen.export.exact import exact_fidelity
 from edgegen.export.genai import genai_config
 from edgegen.export.report import ExportReport, Progress
-from edgegen.export.request import LEGACY, Request
+from edgegen.export.request import CUDA, LEGACY, Request
 from edgegen.export.sources import Checkpoint
 from edgegen.export.sources.base import quiet
 from edgegen.export.texts import PROSE
@@ -123,9 +123,13 @@ def _lower(captured: Captured, table: WeightTable, extra: Sequence[str], progres
     canonical = captured.model
     passes.keep_last_positions(canonical.graph)
     ort = canonical.clone()
+    cuda = canonical.clone() if CUDA in extra else None
     lower_ort.to_onnxruntime(ort, table, captured.windows)
-    lower.to_canonical(canonical, table)
     models = {"canonical": canonical, "onnxruntime": ort}
+    if cuda is not None:
+        lower_cuda.to_onnxruntime_cuda(cuda, table, captured.windows)
+        models[CUDA] = cuda
+    lower.to_canonical(canonical, table)
     if LEGACY in extra:
         models[LEGACY] = canonical.clone()
         lower_legacy.to_legacy(models[LEGACY], GRAPH, captured.heads)

@@ -40,14 +40,16 @@ def test_auto_takes_tensorrt_where_its_library_and_a_gpu_are_there(machine, capl
     machine("11.4", devices=0)
     with caplog.at_level(logging.INFO, "edgegen"):
         assert choose("auto") == "onnxruntime"
-    said = "backend tensorrt is not taken: no GPU can be used: cudaGetDeviceCount failed: cudaErrorInsufficientDriver"
+    said = "auto does not take tensorrt: no GPU can be used: cudaGetDeviceCount failed: cudaErrorInsufficientDriver"
     assert said in caplog.text
 
 
 def test_without_a_gpu_and_without_onnxruntime_the_cure_is_said(machine, monkeypatch):
     machine("11.4", devices=0)
     monkeypatch.setattr("edgegen.backends.present_backends", lambda: ["tensorrt"])
-    with pytest.raises(BackendError, match=r'no backend can run here \(tensorrt: no GPU .*pip install "edgegen\[cpu\]"'):
+    with pytest.raises(
+        BackendError, match=r'no inference library here works \(tensorrt: no GPU .*pip install "edgegen\[cpu\]"'
+    ):
         choose("auto")
 
 

@@ -1,0 +1,58 @@
+"""`edgegen plan`: exit codes, the object for machines, the lines for people, and the line of `edgegen inspect`."""
+
+import json
+
+import pytest
+from bundles import make_bundle
+from command_line import run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return str(make_bundle(tmp_path_factory.mktemp("plan") / "tiny.bundle"))
+
+
+def test_a_bundle_that_fits_exits_with_0_and_tells_each_part(bundle):
+    result = run("plan", bundle, "--target", "jetson-orin-nano-8gb")
+    assert result.exit_code == 0, result.output
+    for word in ("weights", "cache", "activations", "runtime", "fits", "decode", "prefill", "at most"):
+        assert word in result.output
+
+
+def test_one_that_does_not_fit_exits_with_1(bundle):
+    # Four gigabytes have no room for a thousand copies of what runs one of them; nor for so many conversations.
+    result = run("plan", bundle, "--target", "raspberry-pi-5-4gb", "--batch", "2000000")
+    assert result.exit_code == 1
+    assert "DOES NOT FIT" in result.output
+    assert "--batch" in result.output
+
+
+def test_the_object_for_machines_has_everything(bundle):
+    result = run("plan", bundle, bundle, "--target", "orin-nano", "--mode", "15W", "--context", "32", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.output)
+    assert said["mode"]["name"] == "15W"
+    assert said["budget_bytes"] == said["device"]["memory_bytes"] - said["device"]["reserved_bytes"]
+    one, other = said["bundles"]
+    assert one["asked"]["context"] == 32
+    assert one["size_bytes"] >= sum(part["size_bytes"] for part in one["parts"])
+    assert (one["unknown_shapes"], one["fits"]) == (0, True)
+    assert [roof["name"] for roof in other["roofline"]] == ["prefill", "decode"]
+    assert said["together_bytes"] > said["in_turns_bytes"]
+
+
+def test_a_context_beyond_the_exported_is_one_line(bundle):
+    result = run("plan", bundle, "--target", "orin-nano", "--context", "4096")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "at most 64" in result.stderr
+
+
+def test_without_a_target_it_is_this_machine(bundle):
+    result = run("plan", bundle, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["backend"] == "onnxruntime"
+
+
+def test_inspect_tells_whether_it_fits_here(bundle):
+    assert "fits here" in run("inspect", bundle).output
