@@ -225,8 +225,9 @@ class Diffusion(Owner):
         return pixel_batch(image, self._image_channels())
 
     def _image_channels(self) -> int:
-        graph = "denoiser" if self.settings.latent is None else "vae_encoder"
-        channels = next(iter(self.graphs[graph].session.inputs.values())).axes[1]
+        session = self.graphs["denoiser" if self.settings.latent is None else "vae_decoder"].session
+        image = session.inputs if self.settings.latent is None else session.outputs  # an encoder is not always there
+        channels = next(iter(image.values())).axes[1]
         return int(channels) if isinstance(channels, int) else 3
 
     def _shape(self, height: int | None, width: int | None, given: NDArray[np.uint8] | None) -> tuple[int, int, int]:

@@ -155,7 +155,7 @@ def test_a_damaged_tokenizer_ends_in_one_line(copy: Path) -> None:
         ("nowhere", "nothing is at nowhere"),
         ("org/model", "does not download"),
         ("package.module:function", "cannot import package.module"),
-        ("model.onnx", "not a valid ONNX model"),
+        ("model.onnx", "names no opset"),
         ("notes.txt", r"is a \.txt file"),
         ("empty", "a directory without config"),
     ],

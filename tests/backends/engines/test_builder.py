@@ -88,7 +88,8 @@ def test_a_cancelled_build_is_killed_with_all_that_it_started(tiny_bundle):
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from backends.engines.test_builder import request_of
