@@ -14,10 +14,9 @@ from edgegen.backends.engines import verdict
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.verdict import Verdict
-from edgegen.backends.engines.wanted import Wanted, target_of, wanted
+from edgegen.backends.engines.wanted import Wanted, wanted_here
 from edgegen.backends.trt.flavours import flavour_of
-from edgegen.backends.trt.open import for_gpu, gpu_of
-from edgegen.backends.trt.profiles import BuildOptions
+from edgegen.backends.trt.open import gpu_of
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, BundleError, EdgegenError, ProofError
 from edgegen.proof import replay_bundle
@@ -103,7 +102,5 @@ def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> Non
 
 
 def _wanted(bundle: Bundle, backend: str, graph: str) -> Wanted:
-    flavour = flavour_of(backend)
-    gpu = gpu_of(flavour, 0)
-    options = for_gpu(flavour, BuildOptions(), gpu)
-    return wanted(bundle, graph, variant_for(backend, bundle, graph), flavour, target_of(options, gpu), options)
+    flavour, variant = flavour_of(backend), variant_for(backend, bundle, graph)
+    return wanted_here(bundle, graph, variant, flavour, gpu_of(flavour, 0), EngineStore())

@@ -57,6 +57,11 @@ class TimedSession:
         """Of the inner session."""
         return self._inner.outputs
 
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """Of the inner session."""
+        return self._inner.axes
+
     def new_state(self, capacity: int) -> State:
         """Of the inner session."""
         return self._inner.new_state(capacity)

@@ -83,7 +83,7 @@ def bench_text(
     chosen = choose(backend)
     bandwidth = read_bandwidth(threads)
     with load(bundle, chosen, threads=threads) as pipeline:
-        context = pipeline.settings.context_length
+        context = pipeline.context.length
         lengths = [length for length in prompt_lengths if 0 < length <= context - new_tokens]
         if not lengths:
             asked = f"prompts of {', '.join(map(str, prompt_lengths))} tokens and {new_tokens} new ones"

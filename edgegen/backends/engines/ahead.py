@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgegen.backends import variant_for
 from edgegen.backends.engines.entry import Engine
@@ -16,14 +16,10 @@ from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.wanted import Wanted, target_of, wanted
 from edgegen.backends.trt.build import BuildOptions
 from edgegen.backends.trt.cuda import Cuda, load_runtime
-from edgegen.backends.trt.flavours import flavour_of
+from edgegen.backends.trt.flavours import Flavour, flavour_of
 from edgegen.backends.trt.open import for_gpu
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, InputError, UnknownNameError
-
-if TYPE_CHECKING:
-    from edgegen.backends.trt.cuda import Cuda, load_runtime
-from edgegen.backends.trt.flavours import Flavour
 
 Began = Callable[[str, Estimate], None]
 Steps = Callable[[str, str, int, int], None]
@@ -171,7 +167,7 @@ def _chosen(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
     return list(graphs or known)
 
 
-def _targets(flavour: "Flavour", sms: Sequence[int], asked: BuildOptions) -> list[tuple[Target, BuildOptions]]:
+def _targets(flavour: Flavour, sms: Sequence[int], asked: BuildOptions) -> list[tuple[Target, BuildOptions]]:
     """What to build for: one engine for each compute capability, as the device will look for it in the cache.
 
     Raises InputError where the library cannot build for these, BackendError where it needs a GPU, and there is none.
