@@ -51,6 +51,10 @@ class Session(Protocol):
         Of the axis that grows in a state: the capacities that may be asked for. An axis that is not here has no bounds.
         """
 
+    @property
+    def details(self) -> Mapping[str, str]:
+        """How it runs, for a report: what is worth telling depends on the library."""
+
     def new_state(self, capacity: int) -> State:
         """Fresh state with room for `capacity` entries; its content is zero. InputError where the graph has no state."""
 

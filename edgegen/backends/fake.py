@@ -107,6 +107,11 @@ class FakeSession:
         """The sizes of the named axes that it takes."""
         return self._axes
 
+    @property
+    def details(self) -> Mapping[str, str]:
+        """There is nothing to tell."""
+        return {}
+
     def new_state(self, capacity: int) -> FakeState:
         """Fresh state with room for `capacity` entries; its content is zero."""
         if not self._state:
