@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgegen")
 
 AUTO = "auto"
+NEW_OPERATORS = frozenset({"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"})  # TensorRT 10.14 and 10.15's
 
 
 class Backend(NamedTuple):
@@ -162,11 +163,31 @@ def variant_for(backend: str, bundle: "Bundle", graph: str) -> str:
 
 def _variants(backend: Backend) -> tuple[str, ...]:
     """The variants that the installed library runs, the best first: which it is, its members tell."""
+    return (*backend.older, *backend.variants) if _is_old(backend) else backend.variants
+
+
+def _is_old(backend: Backend) -> bool:
+    """Whether the installed library is older than some operators of the canonical graph."""
     if not backend.marker or importlib.util.find_spec(backend.library) is None:
-        return backend.variants
+        return False
     kind, _, member = backend.marker.partition(".")
-    is_new = hasattr(getattr(_imported(backend), kind), member)
-    return backend.variants if is_new else (*backend.older, *backend.variants)
+    return not hasattr(getattr(_imported(backend), kind), member)
+
+
+def too_old(name: str, bundle: "Bundle", graph: str) -> str | None:
+    """Why the installed library of a backend is too old for a graph of `bundle`; None where it is not. Imports the library."""
+    from edgegen.backends import onnx_nodes
+
+    backend, variant = BACKENDS[name], variant_for(name, bundle, graph)
+    if not _is_old(backend) or variant in backend.older:
+        return None
+    used = {node.operator.decode() for node in onnx_nodes.read(bundle.graph(graph, variant).model).nodes}
+    if not (newer := sorted(used & NEW_OPERATORS)):
+        return None
+    return (
+        f"the {backend.library} that is installed is older than {', '.join(newer)}, which graph {graph!r} has; "
+        f"export the bundle with --variant {backend.older[0]}, or update to 10.15 or newer"
+    )
 
 
 def open_session(
