@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgegen")
 
 AUTO = "auto"
-NEW_OPERATORS = frozenset({"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"})  # TensorRT 10.14 and 10.15's
 
 
 class Backend(NamedTuple):
@@ -177,16 +176,17 @@ def _is_old(backend: Backend) -> bool:
 def too_old(name: str, bundle: "Bundle", graph: str) -> str | None:
     """Why the installed library of a backend is too old for a graph of `bundle`; None where it is not. Imports the library."""
     from edgegen.backends import onnx_nodes
+    from edgegen.devices.precisions import FIRST_CANONICAL, NEW_OPERATORS
 
     backend, variant = BACKENDS[name], variant_for(name, bundle, graph)
     if not _is_old(backend) or variant in backend.older:
         return None
     used = {node.operator.decode() for node in onnx_nodes.read(bundle.graph(graph, variant).model).nodes}
-    if not (newer := sorted(used & NEW_OPERATORS)):
+    if not (newer := sorted(used.intersection(NEW_OPERATORS))):
         return None
     return (
         f"the {backend.library} that is installed is older than {', '.join(newer)}, which graph {graph!r} has; "
-        f"export the bundle with --variant {backend.older[0]}, or update to 10.15 or newer"
+        f"export the bundle with --variant {backend.older[0]}, or update to {FIRST_CANONICAL} or newer"
     )
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgegen.backends import NEW_OPERATORS, onnx_nodes
+from edgegen.backends import onnx_nodes
 from edgegen.backends.onnx_edit import check_named, content_of, with_sizes, with_weights, without_defaults
 from edgegen.backends.trt.flavours import Flavour
 from edgegen.backends.trt.log import Log, parser_errors, shortened
 from edgegen.backends.trt.profiles import BuildOptions, Plan, Profile, plan
 from edgegen.backends.trt.progress import Progress, Watch, monitor
+from edgegen.devices.precisions import NEW_OPERATORS
 from edgegen.errors import BackendError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _parse_in_place(parser: Any, model: bytes, files: "GraphFiles", alive: dict[
 def _parser_cure(parser: Any, network: Any) -> str:
     errors = map(parser.get_error, range(parser.num_errors))
     operators = {error.node_operator() for error in errors if hasattr(error, "node_operator")}
-    if operators & NEW_OPERATORS and not hasattr(network, "add_kv_cache_update"):
+    if operators.intersection(NEW_OPERATORS) and not hasattr(network, "add_kv_cache_update"):
         return "this TensorRT is older than the operator: export the variant tensorrt-legacy, or update to 10.15 or newer"
     return "run this bundle on onnxruntime, or export it without the operator"
 
