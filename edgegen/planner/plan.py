@@ -31,6 +31,11 @@ class BundlePlan:
     roofs: tuple[Roof, ...]
     change: Change | None
 
+    @property
+    def is_estimated(self) -> bool:
+        """Whether `size_bytes`, and all that follows from it, rests on estimates."""
+        return any(part.estimated for part in (self.runtime, *self.usage.parts))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -57,11 +62,17 @@ class Plan:
         """Say it for machines."""
         device, mode = self.target.device, self.target.mode
         return {
-            "device": {"name": device.name, "memory_bytes": device.memory_bytes, "reserved_bytes": device.reserved_bytes},
+            "device": {
+                "name": device.name,
+                "memory_bytes": device.memory_bytes,
+                "reserved_bytes": device.reserved_bytes,
+                "confidence": device.confidence,
+            },
             "mode": msgspec.to_builtins(mode),
             "backend": self.target.backend,
             "budget_bytes": self.target.budget_bytes,
             "fits": self.fits,
+            "estimated": any(one.is_estimated for one in self.bundles),
             "together_bytes": self.together_bytes,
             "load_order": [self.bundles[place].bundle.path for place in self.order],
             "ordered_bytes": self.ordered_bytes,
@@ -160,6 +171,7 @@ def _bundle_dict(one: BundlePlan) -> dict[str, Any]:
         "parts": [part._asdict() for part in (one.runtime, *one.usage.parts)],
         "loading_bytes": one.usage.loading_bytes,
         "size_bytes": one.size_bytes,
+        "estimated": one.is_estimated,
         "fits": one.fits,
         "unknown_shapes": one.usage.unknown,
         "values": one.usage.values,
