@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from edgegen.devices.precisions import needs_legacy, releases
 from edgegen.devices.table import Device, PowerMode, lookup
-from edgegen.errors import UnknownNameError
+from edgegen.errors import InputError, UnknownNameError
 from edgegen.planner.graphs import CPU, PLANNED
 from edgegen.planner.roofline import Peaks
 
@@ -60,7 +60,10 @@ def target(device: Device, *, mode: str | None = None, backend: str | None = Non
 
     Raises:
         UnknownNameError: the device has no such mode.
+        InputError: the backend runs on an NVIDIA GPU, and the device has none.
     """
+    if backend not in (None, CPU) and device.sm is None:
+        raise InputError(f"{backend} runs on an NVIDIA GPU, and {device.title} has none; plan it with --backend {CPU}")
     chosen = device.mode(mode) if mode is not None else device.default_mode
     suits = backend or (CPU if device.kind == "cpu" else "tensorrt")
     usual = _LARGE_JETSON_CACHE_BYTES if device.kind == "jetson" and (device.sm or 0) >= _FIRST_LARGE else None
