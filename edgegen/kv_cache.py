@@ -31,7 +31,7 @@ class Context:
     def __str__(self) -> str:
         if self.length == self.exported:
             return f"the context of {self.length}"
-        return f"the cache of {self.length} entries that this session was built for, of a context of {self.exported} exported"
+        return f"the cache of {self.length} entries that this session was built for (exported: a context of {self.exported})"
 
     @property
     def cure(self) -> str:

@@ -96,7 +96,9 @@ def test_a_session_that_takes_less_than_was_exported_is_never_asked_for_more():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # as above
         cache.rewind(1)
         np.testing.assert_allclose(cache.append(TOKENS[1:9]), expected[-1], rtol=1e-5, atol=1e-5)
-        said = "11 tokens do not fit in the cache of 10 entries .* of a context of 1000 .*edgegen build --context 1000"
+        said = (
+            r"11 tokens do not fit in the cache of 10 entries .*\(exported: a context of 1000\); .*edgegen build --context 1000"
+        )
         with pytest.raises(ContextFullError, match=said):
             cache.append([1, 2])
         assert cache.tokens == TOKENS[:9]

@@ -128,6 +128,20 @@ def test_a_program_of_one_request_builds_nothing_and_proves_what_is_there(bundle
     assert len(said) == 1
 
 
+def test_an_engine_for_a_shorter_context_is_proven_and_taken_and_gives_the_same_text(bundle, builds):
+    build_bundle(bundle, "tensorrt-rtx", context=100, prefill=32)
+    long = " ".join([PROMPT] * 5)
+    with edgegen.load(bundle, "onnxruntime") as reference, edgegen.load(bundle) as model:
+        assert model.switch.wait(60)
+        assert (model.switch.stage, model.switch.reason) == ("switched", "")
+        assert (model.session.axes["cache"].max, model.session.axes["sequence"].max) == (100, 32)
+        found, wanted_text = (one.generate(long, max_new_tokens=200) for one in (model, reference))
+        assert found.prompt_tokens > 32
+        assert found.token_ids == wanted_text.token_ids[: len(found.token_ids)]
+        assert found.finish_reason == "stop" or found.prompt_tokens + len(found.token_ids) == 100
+    assert builds.made == ["decoder"]
+
+
 def test_an_old_library_stays_unused_where_the_bundle_has_nothing_for_it_and_auto_says_so(bundle, monkeypatch, caplog):
     simulate("10.3").install(monkeypatch)
     monkeypatch.setattr(wanted, "build", lambda *_, **__: 1 / 0)
