@@ -9,15 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgegen.backends import AUTO, choose, variant_for
+from edgegen.backends import AUTO, choose, too_old, variant_for
 from edgegen.backends.engines import verdict
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.verdict import Verdict
-from edgegen.backends.engines.wanted import Wanted, target_of, wanted
+from edgegen.backends.engines.wanted import Wanted, wanted_here
 from edgegen.backends.trt.flavours import flavour_of
-from edgegen.backends.trt.open import for_gpu, gpu_of
-from edgegen.backends.trt.profiles import BuildOptions
+from edgegen.backends.trt.open import gpu_of
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, BundleError, EdgegenError, ProofError
 from edgegen.proof import replay_bundle
@@ -28,7 +27,7 @@ _log = logging.getLogger("edgegen")
 OpenOn = Callable[[str], Any]  # a backend's name -> the bundle's pipeline
 
 
-def load_automatically(path: Path, better: str, open_on: OpenOn) -> Any:
+def load_automatically(path: Path, better: str, open_on: OpenOn, advise: Callable[[str], None] | None = None) -> Any:
     """The pipeline of a bundle on engines, where the cache has proven ones of all graphs.
 
     Where it has not, the next best backend answers while they are built and proven; where there is no other, this waits for
@@ -38,6 +37,8 @@ def load_automatically(path: Path, better: str, open_on: OpenOn) -> Any:
         path: of the bundle.
         better: the backend that runs engines.
         open_on: opens the bundle on a backend.
+        advise: where it is given nothing is built, and it is called with what to do to have engines. Those that are there are
+            proven now, once.
 
     Raises:
         BackendError: the bundle runs on no backend of this machine.
@@ -50,12 +51,17 @@ def load_automatically(path: Path, better: str, open_on: OpenOn) -> Any:
         return open_on(better)
     with Bundle.open(path) as bundle:
         manifest, known = bundle.manifest, _known(bundle, better)
+        if known == "unknown" and advise is not None:
+            known = _proven_now(bundle, better)
     if known == "good":
         try:
             return open_on(better)
         except BackendError as error:
             known = str(error)
     first = open_on(other)
+    if known == "unknown" and advise is not None:
+        advise(f"{path.name} runs on {other}; `edgegen build --backend {better} {path}` once makes engines for {better}")
+        return first
     if known != "unknown":
         _log.warning("requests run on %s; %s: %s", other, better, known)
         return first
@@ -74,12 +80,27 @@ def _known(bundle: Bundle, backend: str) -> str:
     """What the cache knows of the engines of a bundle: "good", "unknown", or what was wrong with one."""
     store = EngineStore()
     try:
+        for graph in bundle.manifest.graphs:
+            if (reason := too_old(backend, bundle, graph)) is not None:
+                return reason
         device = verdict.device_of(gpu_of(flavour_of(backend), 0))
         verdicts = [verdict.read(store, _wanted(bundle, backend, graph), device) for graph in bundle.manifest.graphs]
     except EdgegenError as error:
         return str(error)
     wrong = [one.reason for one in verdicts if one is not None and one.reason]
     return wrong[0] if wrong else "unknown" if None in verdicts else "good"
+
+
+def _proven_now(bundle: Bundle, backend: str) -> str:
+    """As `_known`, when the engines have been held to the proof; still "unknown" where one is not in the cache."""
+    store = EngineStore()
+    try:
+        if any(store.get(_wanted(bundle, backend, graph).key) is None for graph in bundle.manifest.graphs):
+            return "unknown"
+        _make_ready(bundle, backend, threading.Event())
+    except EdgegenError as error:
+        return " ".join(str(error).split())
+    return "good"
 
 
 def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> None:
@@ -103,7 +124,5 @@ def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> Non
 
 
 def _wanted(bundle: Bundle, backend: str, graph: str) -> Wanted:
-    flavour = flavour_of(backend)
-    gpu = gpu_of(flavour, 0)
-    options = for_gpu(flavour, BuildOptions(), gpu)
-    return wanted(bundle, graph, variant_for(backend, bundle, graph), flavour, target_of(options, gpu), options)
+    flavour, variant = flavour_of(backend), variant_for(backend, bundle, graph)
+    return wanted_here(bundle, graph, variant, flavour, gpu_of(flavour, 0), EngineStore())

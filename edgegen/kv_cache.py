@@ -10,13 +10,43 @@ from edgegen.errors import ContextFullError
 from edgegen.tensors import Tensor
 
 ROUNDING = 256  # capacities are multiples of it, so that a backend sees few different shapes
+_CACHE, _SEQUENCE = "cache", "sequence"  # the axes of a decoder that count the entries of its state, and the tokens of a run
+
+
+class Context:
+    """How many tokens a session can hold: as many as were exported, or fewer, where an engine was built for fewer.
+
+    Attributes:
+        exported: the context length of the model.
+        length: the most tokens here.
+        piece: the most tokens that one run takes; None for any number.
+    """
+
+    def __init__(self, session: Session, exported: int) -> None:
+        cache, sequence = session.axes.get(_CACHE), session.axes.get(_SEQUENCE)
+        self.exported = exported
+        self.length = exported if cache is None else min(exported, cache.max)
+        self.piece = None if sequence is None else sequence.max
+
+    def __str__(self) -> str:
+        if self.length == self.exported:
+            return f"the context of {self.length}"
+        return f"the cache of {self.length} entries that this session was built for (exported: a context of {self.exported})"
+
+    @property
+    def cure(self) -> str:
+        """What makes it longer."""
+        if self.length == self.exported:
+            return "export with a longer --context-length"
+        return f"build the engines for more: edgegen build --context {self.exported}"
 
 
 class KVCache:
     """Keys and values on the device, and the tokens that they belong to.
 
     The capacity starts at what is asked for and at least doubles when it is full, in multiples of 256 entries and never beyond
-    the context length. Used by one thread at a time; memory is freed by `close`.
+    the context length, nor beyond what the session takes. Tokens are run in pieces as long as the session takes. Used by one
+    thread at a time; memory is freed by `close`.
 
     Args:
         session: a graph with `input_ids` and any of `attention_mask`, `position_ids`, `write_indices`; its state is the cache.
@@ -27,7 +57,7 @@ class KVCache:
     def __init__(self, session: Session, context_length: int, capacity: int) -> None:
         self.tokens: list[int] = []
         self._session = session
-        self._context_length = context_length
+        self._context = Context(session, context_length)
         self._state = session.new_state(self._rounded(capacity))
         self._arrays: dict[str, Tensor] = {}
         self._one: dict[str, Tensor] = {}
@@ -52,21 +82,30 @@ class KVCache:
         Raises:
             ContextFullError: there would be more tokens than the context length; nothing was run.
         """
-        last: Tensor = self._run(tokens, {})[-1]
+        for piece in self._pieces(tokens):
+            logits = self._run(piece, {})
+        last: Tensor = logits[-1]
         return last
 
     def append_all(self, tokens: Sequence[int]) -> Tensor:
         """As `append`, but returns the logits behind every one of `tokens`: [token, vocab]. For proofs: it costs a lot."""
-        return self._run(tokens, {"logits_to_keep": np.array(len(tokens), np.int64)})
+        found = [self._run(piece, {"logits_to_keep": np.array(len(piece), np.int64)}).copy() for piece in self._pieces(tokens)]
+        return np.concatenate(found)
 
     def read(self, name: str) -> Tensor:
         """A copy of one state tensor, by its input's name: [batch, kv_head, cache, head_dim]."""
         return self._state.read(name)
 
-    def _run(self, tokens: Sequence[int], extra: dict[str, Tensor]) -> Tensor:
-        start, end = len(self.tokens), len(self.tokens) + len(tokens)
+    def _pieces(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        """The tokens as the session takes them, with room for all of them."""
+        end = len(self.tokens) + len(tokens)
         if end > self._state.capacity:
             self._grow(end)
+        longest = self._context.piece or len(tokens)
+        return [tokens[start : start + longest] for start in range(0, len(tokens), longest)]
+
+    def _run(self, tokens: Sequence[int], extra: dict[str, Tensor]) -> Tensor:
+        start, end = len(self.tokens), len(self.tokens) + len(tokens)
         feed = self._feed(tokens, start, end) | extra
         logits: Tensor = self._session.run(feed, state=self._state, outputs=_OUTPUTS)["logits"][0]
         self.tokens += tokens
@@ -102,13 +141,13 @@ class KVCache:
         del self.tokens[length:]
 
     def _grow(self, needed: int) -> None:
-        if needed > self._context_length:
-            raise ContextFullError(f"{needed} tokens do not fit in the context of {self._context_length}; shorten the text")
+        if needed > self._context.length:
+            raise ContextFullError(f"{needed} tokens do not fit in {self._context}; shorten the text, or {self._context.cure}")
         self._state.reserve(self._rounded(max(needed, 2 * self._state.capacity)), len(self.tokens))
         self._make_step()
 
     def _rounded(self, capacity: int) -> int:
-        return min(-(-capacity // ROUNDING) * ROUNDING, self._context_length)
+        return min(-(-capacity // ROUNDING) * ROUNDING, self._context.length)
 
     def _make_step(self) -> None:
         self._arrays = {

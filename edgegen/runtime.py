@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgegen")
 
 
-def load(path: str | os.PathLike[str], backend: str = AUTO, *, threads: int | None = None, verify: bool = True) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    backend: str = AUTO,
+    *,
+    threads: int | None = None,
+    verify: bool = True,
+    advise: Callable[[str], None] | None = None,
+) -> Any:
     """Open a bundle and make its pipeline: a context manager that owns the bundle and its sessions.
 
     Args:
@@ -28,6 +35,8 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, *, threads: int | No
             (its `switch` tells: `edgegen.switching.Switch`).
         threads: CPU threads; one for each physical core that this process may use if None.
         verify: check the digest of every file that is read. Only switch it off for a bundle that is checked elsewhere.
+        advise: for a program that ends after one request. With it, "auto" builds no engines, which the end of the program would
+            give up; it is called with a line that says how they are made ahead, if that would help.
 
     Returns:
         The pipeline of the bundle's family, e.g. `edgegen.pipelines.decoder_lm.DecoderLM`.
@@ -43,7 +52,7 @@ def load(path: str | os.PathLike[str], backend: str = AUTO, *, threads: int | No
     if backend == AUTO and BACKENDS[chosen].engines:
         from edgegen.automatic import load_automatically  # not above: it is for machines with a GPU
 
-        return load_automatically(place, chosen, open_on)
+        return load_automatically(place, chosen, open_on, advise)
     return open_on(chosen)
 
 

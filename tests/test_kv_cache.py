@@ -6,6 +6,7 @@ import pytest
 from edgegen.backends.fake import fake_lm
 from edgegen.errors import BackendError, ContextFullError
 from edgegen.kv_cache import KVCache
+from edgegen.tensors import Axis
 
 TOKENS = [5, 3, 8, 1, 1, 7, 2, 9, 4, 6, 0, 5]
 
@@ -83,6 +84,24 @@ def test_more_tokens_than_the_context_are_refused_before_the_run(session):
             cache.append([1, 2])
         assert len(cache) == 9
         cache.append([1])
+
+
+def test_a_session_that_takes_less_than_was_exported_is_never_asked_for_more():
+    limits = {"cache": Axis(1, 10, 10), "sequence": Axis(1, 2, 4), "kept": Axis(1, 1, 4)}
+    with KVCache(fake_lm(10, limits=limits), 1000, 300) as cache:  # the session refuses longer pieces
+        assert cache.capacity == 10
+        found = cache.append_all(TOKENS[:9])
+        whole = fake_lm(10)
+        expected = [logits_of(whole, TOKENS[: end + 1]) for end in range(9)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # as above
+        cache.rewind(1)
+        np.testing.assert_allclose(cache.append(TOKENS[1:9]), expected[-1], rtol=1e-5, atol=1e-5)
+        said = (
+            r"11 tokens do not fit in the cache of 10 entries .*\(exported: a context of 1000\); .*edgegen build --context 1000"
+        )
+        with pytest.raises(ContextFullError, match=said):
+            cache.append([1, 2])
+        assert cache.tokens == TOKENS[:9]
 
 
 def test_a_closed_cache_cannot_be_used(session):

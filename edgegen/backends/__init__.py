@@ -162,11 +162,32 @@ def variant_for(backend: str, bundle: "Bundle", graph: str) -> str:
 
 def _variants(backend: Backend) -> tuple[str, ...]:
     """The variants that the installed library runs, the best first: which it is, its members tell."""
+    return (*backend.older, *backend.variants) if _is_old(backend) else backend.variants
+
+
+def _is_old(backend: Backend) -> bool:
+    """Whether the installed library is older than some operators of the canonical graph."""
     if not backend.marker or importlib.util.find_spec(backend.library) is None:
-        return backend.variants
+        return False
     kind, _, member = backend.marker.partition(".")
-    is_new = hasattr(getattr(_imported(backend), kind), member)
-    return backend.variants if is_new else (*backend.older, *backend.variants)
+    return not hasattr(getattr(_imported(backend), kind), member)
+
+
+def too_old(name: str, bundle: "Bundle", graph: str) -> str | None:
+    """Why the installed library of a backend is too old for a graph of `bundle`; None where it is not. Imports the library."""
+    from edgegen.backends import onnx_nodes
+    from edgegen.devices.precisions import FIRST_CANONICAL, NEW_OPERATORS
+
+    backend, variant = BACKENDS[name], variant_for(name, bundle, graph)
+    if not _is_old(backend) or variant in backend.older:
+        return None
+    used = {node.operator.decode() for node in onnx_nodes.read(bundle.graph(graph, variant).model).nodes}
+    if not (newer := sorted(used.intersection(NEW_OPERATORS))):
+        return None
+    return (
+        f"the {backend.library} that is installed is older than {', '.join(newer)}, which graph {graph!r} has; "
+        f"export the bundle with --variant {backend.older[0]}, or update to {FIRST_CANONICAL} or newer"
+    )
 
 
 def open_session(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
-from edgegen.tensors import Tensor, Tensors, TensorSpec
+from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
 
 
 class State(Protocol):
@@ -43,6 +43,17 @@ class Session(Protocol):
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
         """Every output, state included."""
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """The sizes of the named axes that this session takes: an engine is built for less than its graph was exported for.
+
+        Of the axis that grows in a state: the capacities that may be asked for. An axis that is not here has no bounds.
+        """
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """How it runs, for a report: what is worth telling depends on the library."""
 
     def new_state(self, capacity: int) -> State:
         """Fresh state with room for `capacity` entries; its content is zero. InputError where the graph has no state."""

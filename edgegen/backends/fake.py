@@ -102,6 +102,16 @@ class FakeSession:
         """Every output, state included."""
         return self._outputs
 
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """The sizes of the named axes that it takes."""
+        return self._axes
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """There is nothing to tell."""
+        return {}
+
     def new_state(self, capacity: int) -> FakeState:
         """Fresh state with room for `capacity` entries; its content is zero."""
         if not self._state:
@@ -150,7 +160,13 @@ class FakeSession:
 
 
 def fake_lm(
-    vocab_size: int, *, context_length: int = 512, canonical: bool = False, seed: int = 0, scale: float = 8.0
+    vocab_size: int,
+    *,
+    context_length: int = 512,
+    canonical: bool = False,
+    seed: int = 0,
+    scale: float = 8.0,
+    limits: Mapping[str, Axis] | None = None,
 ) -> FakeSession:
     """A tiny language model in numpy with the input and output names of a `decoder_lm` graph.
 
@@ -163,6 +179,7 @@ def fake_lm(
         canonical: take position_ids and write_indices, as the canonical graph; else attention_mask, as onnxruntime's variant.
         seed: of the weights.
         scale: standard deviation of the logits, about.
+        limits: what the session takes of the named axes; anything if None.
     """
     width = 16
     rng = np.random.Generator(np.random.Philox(seed))
@@ -197,4 +214,4 @@ def fake_lm(
         TensorSpec("present.0.key", "float32", past.axes),
     ]
     pair = StatePair(past.name, "present.0.key", 2)
-    return FakeSession(function, inputs, outputs, [pair], defaults={"logits_to_keep": np.array(1)})
+    return FakeSession(function, inputs, outputs, [pair], axes=limits, defaults={"logits_to_keep": np.array(1)})

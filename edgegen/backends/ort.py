@@ -147,6 +147,18 @@ class OrtSession:
         """Every output, state included."""
         return self._outputs
 
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """The sizes of the named axes that it takes: as exported, but for a state whose length the provider has to know."""
+        return {**self._axes, **{name: Axis(self._axes[name].min, size, size) for name, size in self._fixed.items()}}
+
+    @property
+    def details(self) -> dict[str, str]:
+        """How it runs, for a report: provider, threads, kernels, CUDA graphs."""
+        if self.provider == CPU:
+            return {"provider": self.provider, "threads": str(self.threads), "kernels": self.kernels or "onnxruntime's"}
+        return {"provider": self.provider, "cuda graphs": "on" if self.captured else "off"}
+
     def new_state(self, capacity: int) -> "OrtState":
         """Fresh zero state with room for `capacity` entries; InputError where the graph has none or it cannot be that long."""
         if not self._pairs:

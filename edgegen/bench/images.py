@@ -57,6 +57,16 @@ class TimedSession:
         """Of the inner session."""
         return self._inner.outputs
 
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """Of the inner session."""
+        return self._inner.axes
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """Of the inner session."""
+        return self._inner.details
+
     def new_state(self, capacity: int) -> State:
         """Of the inner session."""
         return self._inner.new_state(capacity)
@@ -105,7 +115,8 @@ def bench_images(
         clock: monotonic, in seconds.
 
     Returns:
-        One object for JSON: bundle, machine, method, settings, cold, and one entry of `batches` for each.
+        One object for JSON: bundle, machine, method, settings, sessions (how each graph ran), cold, and one entry of `batches`
+        for each.
 
     Raises:
         InputError: an option out of its range, or that the family does not have. And all that `edgegen.load` raises.
@@ -127,6 +138,7 @@ def bench_images(
             entries = [
                 _bench_batch(pipeline, call, n, sessions, (warmup, repeats, clock)) for n in batches or sorted({1, usual})
             ]
+            details = {name: dict(session.details) for name, session in sessions.items()}
         variants = [graph.variants[variant_for(chosen, opened, name)] for name, graph in manifest.graphs.items()]
         weights = sum(manifest.files[path].size_bytes for path in {p for variant in variants for p in variant.weights})
     facts = {"name": manifest.name, "family": manifest.family, "precision": manifest.precision, "weights_bytes": weights}
@@ -136,6 +148,7 @@ def bench_images(
         "machine": describe(),
         "method": METHOD,
         "settings": {"backend": chosen, "threads": threads} | given,
+        "sessions": details,
         "cold": _cold(str(Path(bundle).resolve()), chosen, threads, call),
         "batches": entries,
     }

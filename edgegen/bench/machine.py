@@ -5,18 +5,21 @@ import os
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgegen.backends import BACKENDS
 from edgegen.backends.kernels import kernels
 from edgegen.backends.threads import default_threads
 from edgegen.devices.cpu import clock_hz, instructions, last_level_cache_bytes
+from edgegen.devices.detect import detect
 from edgegen.devices.files import read_blocks, read_size, read_text
 
 _ROOT = Path("/")
-_LIBRARIES = ("edgegen", "numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers")
+_LIBRARIES = ("edgegen", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tokenizers")
 _FALLBACK_CACHE_BYTES = 32 << 20  # where the size of the last-level cache cannot be read
 _MIN_BUFFER_BYTES, _MAX_BUFFER_BYTES = 64 << 20, 512 << 20
 _REPEATS = 5
@@ -61,6 +64,24 @@ def read_bandwidth(threads: int | None = None, size_bytes: int | None = None) ->
             list(pool.map(np.add.reduce, parts))
             best_s = min(best_s, time.perf_counter() - start)
     return size_bytes / best_s
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """How fast a backend can read weights, in bytes per second, and whose figure that is; None where it is not known."""
+
+    bytes_per_s: float | None
+    source: str
+
+
+def bandwidth_of(backend: str, threads: int | None = None) -> Bandwidth:
+    """Of the memory that `backend` reads: measured on the processor; of a GPU, its device's stated one in its live mode."""
+    if not BACKENDS[backend].needs_gpu:
+        return Bandwidth(read_bandwidth(threads), "measured on the processor")
+    device = detect().device()
+    if device is None or device.kind == "cpu":
+        return Bandwidth(None, "not known: edgegen has no figures of this machine's GPU")
+    return Bandwidth(device.bandwidth_bytes_s, f"not measured: {device.title}, {device.source}")
 
 
 def peak_memory_bytes() -> int | None:

@@ -56,7 +56,8 @@ def _head(result: dict[str, Any]) -> list[str]:
     left_out = ", ".join(map(str, result["left_out_prompt_lengths"]))
     lines = [
         f"{bundle['name']}, {bundle['precision']}, {_mib(bundle['weights_bytes'])} of weights",
-        f"{machine['cpu']}, {machine['usable_cores']} cores, reads {result['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s",
+        f"{machine['cpu']}, {machine['usable_cores']} cores",
+        f"read bandwidth {_bandwidth(result['read_bandwidth_bytes_per_s'])}{result['read_bandwidth_source']}",
         f"{settings['backend']}{own}, {threads} threads; {libraries}",
         f"{settings['new_tokens']} new tokens, {settings['warmup']} warm-up, {settings['repeats']} repeats",
     ]
@@ -74,8 +75,8 @@ def _speed(result: dict[str, Any]) -> Table:
             *(_ms(gaps[name]) for name in ("p50_s", "p90_s", "p99_s")),
             f"{entry['decode_tokens_per_s']:.1f}",
             f"{entry['decode_spread']:.0%}",
-            f"{roofline['tokens_per_s']:.0f}",
-            f"{roofline['share']:.0%}",
+            "-" if roofline["share"] is None else f"{roofline['tokens_per_s']:.0f}",
+            "-" if roofline["share"] is None else f"{roofline['share']:.0%}",
         )
     return table
 
@@ -106,6 +107,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def _bandwidth(bytes_per_s: float | None) -> str:
+    return "" if bytes_per_s is None else f"{bytes_per_s / 1e9:.1f} GB/s, "
 
 
 def _mib(size_bytes: int) -> str:

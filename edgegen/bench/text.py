@@ -14,7 +14,7 @@ import numpy as np
 
 from edgegen.backends import AUTO, choose, variant_for
 from edgegen.bench.cold import measure_cold, measure_import
-from edgegen.bench.machine import describe, read_bandwidth
+from edgegen.bench.machine import bandwidth_of, describe
 from edgegen.bench.measure import Clock, measure, summarize
 from edgegen.bench.metrics import Arrivals, roofline_tokens_per_s, spread
 from edgegen.errors import InputError
@@ -29,8 +29,9 @@ _TEXT = (
 METHOD = (
     "Times are of the whole pipeline, tokenization and sampling included, greedy. Time to first token: from the call to the "
     "first piece of text. Inter-token latency: between pieces after the first, pooled over the repeats. Tokens per second: "
-    "tokens after the first over the time they took, median of the repeats. Cold: fresh processes. Roofline: measured read "
-    "bandwidth over the bytes of all weights and of the state at the middle of the generation."
+    "tokens after the first over the time they took, median of the repeats. Cold: fresh processes. Roofline: read bandwidth "
+    "over the bytes of all weights and of the state at the middle of the generation; the bandwidth is measured where a "
+    "processor runs, and the device's stated one where a GPU does."
 )
 
 
@@ -71,8 +72,8 @@ def bench_text(
         clock: monotonic, in seconds.
 
     Returns:
-        One object for JSON: bundle, machine, method, settings, cold, bandwidth, and one entry of `prompts` for each length,
-        and left_out_prompt_lengths.
+        One object for JSON: bundle, machine, method, settings, sessions (how each graph ran), cold, bandwidth, and one entry of
+        `prompts` for each length, and left_out_prompt_lengths. Without a known bandwidth there is no limit, and no share of it.
 
     Raises:
         InputError: an option out of its range, or no length fits. And all that `edgegen.load` raises.
@@ -81,9 +82,9 @@ def bench_text(
 
     plan = _Plan(new_tokens, warmup, repeats, clock)
     chosen = choose(backend)
-    bandwidth = read_bandwidth(threads)
+    bandwidth = bandwidth_of(chosen, threads)
     with load(bundle, chosen, threads=threads) as pipeline:
-        context = pipeline.settings.context_length
+        context = pipeline.context.length
         lengths = [length for length in prompt_lengths if 0 < length <= context - new_tokens]
         if not lengths:
             asked = f"prompts of {', '.join(map(str, prompt_lengths))} tokens and {new_tokens} new ones"
@@ -92,17 +93,20 @@ def bench_text(
         variant = manifest.graphs["decoder"].variants[variant_for(chosen, pipeline.bundle, "decoder")]
         weights_bytes = sum(manifest.files[path].size_bytes for path in variant.weights)
         prompts = [_bench_prompt(pipeline, length, plan) for length in lengths]
+        details = {"decoder": dict(pipeline.session.details)}
         first_prompt = prompt_of(pipeline.tokenizer, lengths[0])
     for entry in prompts:
         state_bytes = state_bytes_per_entry(variant) * (entry["prompt_tokens"] + entry["new_tokens"] // 2)
-        entry["roofline"] = _roofline(bandwidth, weights_bytes, state_bytes, entry["decode_tokens_per_s"])
+        entry["roofline"] = _roofline(bandwidth.bytes_per_s, weights_bytes, state_bytes, entry["decode_tokens_per_s"])
     return {
         "bundle": {"name": manifest.name, "precision": manifest.precision, "weights_bytes": weights_bytes},
         "machine": describe(),
         "method": METHOD,
         "settings": {"backend": chosen, "threads": threads, "new_tokens": new_tokens, "warmup": warmup, "repeats": repeats},
+        "sessions": details,
         "cold": _cold(str(Path(bundle).resolve()), chosen, threads, first_prompt, new_tokens),
-        "read_bandwidth_bytes_per_s": bandwidth,
+        "read_bandwidth_bytes_per_s": bandwidth.bytes_per_s,
+        "read_bandwidth_source": bandwidth.source,
         "prompts": prompts,
         "left_out_prompt_lengths": [length for length in prompt_lengths if length not in lengths],
     }
@@ -168,7 +172,9 @@ def _bench_prompt(pipeline: Any, length: int, plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _roofline(bandwidth: float, weights_bytes: int, state_bytes: int, reached: float) -> dict[str, float]:
+def _roofline(bandwidth: float | None, weights_bytes: int, state_bytes: int, reached: float) -> dict[str, float | None]:
+    if bandwidth is None:
+        return {"state_bytes": state_bytes, "tokens_per_s": None, "share": None}
     limit = roofline_tokens_per_s(bandwidth, weights_bytes, state_bytes)
     return {"state_bytes": state_bytes, "tokens_per_s": limit, "share": reached / limit}
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 def build(bundle: Path, targets: tuple[str, ...], sms: tuple[int, ...], as_json: bool, **options: Any) -> None:
     """Build the TensorRT engines of BUNDLE and keep them in the cache.
 
-    Without --target and --sm they are for the GPU of this machine. Nothing is built twice: what is in the cache is taken.
+    Without --target and --sm they are for the GPU of this machine. Nothing is built twice: what is in the cache is taken. Of
+    several engines of a graph that differ in --context or --prefill, a bundle is loaded with the one named here last.
     """
     from edgegen.backends.engines.ahead import build_bundle
 

@@ -7,6 +7,7 @@ import click
 
 from edgegen.cli.options import (
     SectionCommand,
+    advise,
     backend_option,
     bundle_argument,
     check_folder,
@@ -64,7 +65,7 @@ def _text(bundle: Path, output: Path | None, as_json: bool, backend: str, thread
         raise click.UsageError("--logprobs goes with --json")
     if output is not None:
         check_folder(output)
-    with load(bundle, backend, threads=threads) as model:
+    with load(bundle, backend, threads=threads, advise=None if prompt is None else advise) as model:
         speaker = model.chat(system=system) if chat else None
         if prompt is None:
             text.converse(speaker, given(options))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgegen import __version__
-from edgegen.cli.options import IMAGES, SectionOption, check_folder, to_json
+from edgegen.cli.options import IMAGES, SectionOption, advise, check_folder, to_json
 from edgegen.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
         options["init_image"] = read_image(options["init_image"])
     if "mask" in options:
         options["mask"] = read_image(options["mask"], 1)[:, :, 0]
-    with load(bundle, backend, threads=threads) as model:
+    with load(bundle, backend, threads=threads, advise=advise) as model:
         # One family may have several pipelines: of GANs, a translator is another than a generator.
         refuse_unknown(Family(bundle, model.bundle.manifest.family, type(model)), job.method, options)
         with progress_bar(job.method) as progress:

@@ -1,6 +1,7 @@
 """Options that several commands share, and the one way to print an object."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
         raise NotImplementedError(type(other).__name__)
 
     return json.dumps(msgspec.to_builtins(value, enc_hook=known, str_keys=True), ensure_ascii=False, indent=indent)
+
+
+def advise(line: str) -> None:
+    """Say on a terminal what would make the next call faster."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo(f"edgegen: {line}", err=True)
 
 
 def echo_report(report: Any, as_json: bool) -> None:

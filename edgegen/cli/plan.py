@@ -12,7 +12,9 @@ from edgegen.cli.options import json_option, to_json
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
 @click.option("--target", "device", metavar="DEVICE", help="A name of `edgegen devices`.  [default: this machine]")
 @click.option("--mode", metavar="NAME", help="Power mode.  [default: the device's own; here: the live one]")
-@click.option("--backend", metavar="NAME", help="onnxruntime, tensorrt, tensorrt-rtx.  [default: what suits the device]")
+@click.option(
+    "--backend", metavar="NAME", help="onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx.  [default: what suits the device]"
+)
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of a conversation.  [default: as exported]")
 @click.option("--batch", type=click.IntRange(min=1), help="Images in a run, or conversations at once.  [default: the usual]")
 @click.option("--height", type=click.IntRange(min=1), help="Of images, in pixels.  [default: the usual]")
@@ -32,7 +34,7 @@ def plan(
     from edgegen.planner.target import target_of
 
     chosen = target_of(device, mode, backend)
-    read = [read_bundle(path, chosen.backend, has_kernels=chosen.has_kernels) for path in bundles]
+    read = [read_bundle(path, chosen.backend, has_kernels=chosen.has_kernels, is_old=chosen.is_old) for path in bundles]
     found = make_plan(read, chosen, Ask(**asked))
     if as_json:
         click.echo(to_json(found.as_dict()))

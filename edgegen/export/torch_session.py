@@ -28,6 +28,16 @@ class TorchSession:
         """Every output."""
         return {spec.name: spec for spec in self._part.outputs}
 
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """The sizes of the named axes that it takes."""
+        return self._axes
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """There is nothing to tell."""
+        return {}
+
     def new_state(self, capacity: int) -> State:
         """InputError: a module has no state."""
         raise InputError(f"a PyTorch module keeps no state, of {capacity} entries or any")

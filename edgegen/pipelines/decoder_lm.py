@@ -10,7 +10,7 @@ import msgspec
 
 from edgegen.backends.base import Session
 from edgegen.errors import BundleError, InputError
-from edgegen.kv_cache import KVCache
+from edgegen.kv_cache import Context, KVCache
 from edgegen.pipelines.base import OpenSession
 from edgegen.pipelines.generation import Turn
 from edgegen.pipelines.text import ClockHook, TextPiece, TextResult, timed
@@ -67,9 +67,11 @@ class DecoderLM:
     Attributes:
         bundle: what it was made from, if anything; closed with the pipeline.
         session, tokenizer, settings: its parts.
+        context: how many tokens prompt and text may have together on this session.
         eos: the tokens that end a text.
         lock: held from a run of the graph until its logits have been looked at.
-        prefill_chunk: feed prompts in pieces of so many tokens (None: whole): bounds memory, and lets a deadline pass between.
+        prefill_chunk: feed prompts in pieces of so many tokens (None: as many as the session takes): bounds memory, and lets a
+            deadline pass between. The session may take fewer at once.
         clock_hook: called with "tokenize", "forward", "sample" or "detokenize" and the seconds that it took.
     """
 
@@ -86,6 +88,7 @@ class DecoderLM:
         chat_template: "ChatTemplate | None" = None,
     ) -> None:
         self.session, self.tokenizer, self.settings = session, tokenizer, settings
+        self.context = Context(session, settings.context_length)
         self.eos = frozenset(settings.eos_token_ids)
         # The session's arrays are valid until its next run: whoever holds this lock may look at them.
         self.lock = threading.Lock()

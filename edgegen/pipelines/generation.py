@@ -33,11 +33,11 @@ class Turn:
     def __init__(
         self, model: "DecoderLM", ids: list[int], options: SamplingOptions, *, started: float, after: Sequence[int] = ()
     ) -> None:
-        context, vocab_size = model.settings.context_length, model.settings.vocab_size
-        if len(ids) >= context:
+        context, vocab_size = model.context, model.settings.vocab_size
+        if len(ids) >= context.length:
             raise ContextFullError(
-                f"the prompt has {len(ids)} tokens; the context of {context} leaves room for {context - 1} and one of text: "
-                f"shorten the prompt, or export with a longer --context-length"
+                f"the prompt has {len(ids)} tokens; {context} leaves room for {context.length - 1} and one of text: "
+                f"shorten the prompt, or {context.cure}"
             )
         if max(ids) >= vocab_size:
             raise BundleError(f"the tokenizer gave token {max(ids)}; the graph's vocabulary has {vocab_size}")
@@ -45,7 +45,7 @@ class Turn:
         self.sampler = Sampler(options, vocab_size, ids)
         self._model = model
         self._deadline = None if options.deadline_s is None else started + options.deadline_s
-        room = context - len(ids)
+        room = context.length - len(ids)
         self._most = min(options.max_new_tokens, room)
         self._full: FinishReason = "length" if options.max_new_tokens <= room else "context"
         self._decoder = model.tokenizer.stream(after)

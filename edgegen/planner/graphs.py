@@ -10,6 +10,7 @@ from edgegen.backends import BACKENDS
 from edgegen.backends.image_nodes import DOMAIN
 from edgegen.backends.kernel_nodes import exchange
 from edgegen.backends.onnx_nodes import Constant, Graph, Node, read
+from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.bundle import Bundle
 from edgegen.errors import BundleError, InputError
 from edgegen.manifest import Manifest, Variant
@@ -20,11 +21,9 @@ from edgegen.tensors import Axis
 
 CPU = "onnxruntime"  # the backend that edgegen's kernels and the packing of weights are of; all others run on a GPU
 ENGINES = ("tensorrt", "tensorrt-rtx")
-PLANNED = (CPU, *ENGINES)
-ENGINE_PREFILL = 512  # tokens that an engine is built for: backends/trt's BuildOptions.prefill
+PLANNED = (CPU, *ENGINES, "onnxruntime-cuda")
 PREFILL = 256  # tokens that go in at once: DecoderLM.prefill_chunk, which a test compares
 
-_VARIANTS = {"tensorrt": ("tensorrt", "canonical"), "tensorrt-rtx": ("tensorrt", "canonical")}
 _DEQUANTIZE = b"DequantizeLinear"
 
 
@@ -51,7 +50,10 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)  # compared by identity: a plan remembers what it found of a graph
 class PlannedGraph:
-    """One graph of a bundle: `file` as it is there, `nodes` as they run, which edgegen's kernels may have exchanged."""
+    """One graph of a bundle: `file` as it is there, `nodes` as they run, which edgegen's kernels may have exchanged.
+
+    `is_legacy` where it is written for a TensorRT that cannot update its state in place, and so holds it twice.
+    """
 
     name: str
     variant: Variant
@@ -61,6 +63,7 @@ class PlannedGraph:
     outputs: frozenset[bytes]
     model_bytes: int
     has_kernels: bool
+    is_legacy: bool = False
 
     def sizes(self, ask: Ask, usual: Mapping[str, int]) -> dict[str, int]:
         """The sizes of the named axes. `usual` has the sides of the images that the bundle was made for."""
@@ -121,7 +124,7 @@ class PlannedBundle:
         context = None if most is None else most if ask.context is None else ask.context
         if context is not None and most is not None and not 1 <= context <= most:
             raise InputError(f"{self.path}: a context of {context} was asked for; it was exported for at most {most}")
-        pieces = ENGINE_PREFILL if is_engine else PREFILL
+        pieces = BuildOptions.prefill if is_engine else PREFILL
         prompt = None if context is None else min(ask.prompt or pieces, context)
         usual = {name: axis.max if is_engine else axis.opt for name, axis in axes.items()}
         batch = ask.batch or (1 if self.is_text else usual.get("batch", 1))
@@ -129,28 +132,29 @@ class PlannedBundle:
         return replace(ask, context=context, prompt=prompt, batch=batch, **sides)
 
 
-def read_bundle(path: Any, backend: str, *, has_kernels: bool = True) -> PlannedBundle:
+def read_bundle(path: Any, backend: str, *, has_kernels: bool = True, is_old: bool = False) -> PlannedBundle:
     """Read the graphs of the bundle at `path`; nothing of its weights but their sizes.
 
     Args:
         path: a bundle's folder or tar.
         backend: "onnxruntime" for a CPU, or that of a GPU.
         has_kernels: whether edgegen's kernels run where `backend` is on the CPU.
+        is_old: whether the library of `backend` may be one that takes the older variants, where the bundle has them.
 
     Raises:
         BundleError: no bundle, or a graph that cannot be read.
     """
     with Bundle.open(path, verify=False) as bundle:  # sizes are wanted, and weights are never run from here
-        graphs = tuple(_read_graph(bundle, name, backend, has_kernels=has_kernels) for name in bundle.manifest.graphs)
+        graphs = tuple(_read_graph(bundle, name, backend, has_kernels, is_old) for name in bundle.manifest.graphs)
         axes = {name: axis.opt for graph in graphs for name, axis in graph.axes.items()}
         return PlannedBundle(str(path), bundle.manifest, backend, graphs, axes)
 
 
-def _read_graph(bundle: Bundle, name: str, backend: str, *, has_kernels: bool) -> PlannedGraph:
-    known = bundle.manifest.graphs[name].variants
-    table = BACKENDS.get(backend)
-    wanted = table.variants if table is not None else _VARIANTS.get(backend, (backend,))
-    files = bundle.graph(name, next((variant for variant in wanted if variant in known), "canonical"))
+def _read_graph(bundle: Bundle, name: str, backend: str, has_kernels: bool, is_old: bool) -> PlannedGraph:
+    known, table = bundle.manifest.graphs[name].variants, BACKENDS[backend]
+    wanted = (*table.older, *table.variants) if is_old else table.variants
+    chosen = next((variant for variant in wanted if variant in known), "canonical")
+    files = bundle.graph(name, chosen)
     model = files.model
     taken = 0
     if backend == CPU and has_kernels:
@@ -160,7 +164,9 @@ def _read_graph(bundle: Bundle, name: str, backend: str, *, has_kernels: bool) -
         file, run = read(files.model), read(model)
     except (IndexError, ValueError) as error:
         raise BundleError(f"{bundle.path}: {files.variant.path} cannot be read: {error}") from error
-    return PlannedGraph(name, files.variant, files.axes, file, run.nodes, run.outputs, len(files.model), has_kernels=taken > 0)
+    return PlannedGraph(
+        name, files.variant, files.axes, file, run.nodes, run.outputs, len(files.model), taken > 0, chosen in table.older
+    )
 
 
 class Run(NamedTuple):

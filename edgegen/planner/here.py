@@ -11,6 +11,7 @@ from edgegen.backends.kernels import kernels
 from edgegen.backends.threads import default_threads
 from edgegen.bench.machine import read_bandwidth
 from edgegen.devices.detect import detect
+from edgegen.devices.precisions import needs_legacy
 from edgegen.errors import EdgegenError, InputError
 from edgegen.planner import fit, memory
 from edgegen.planner.graphs import CPU, Ask, read_bundle
@@ -37,7 +38,8 @@ def this_machine(*, mode: str | None = None, backend: str | None = None) -> Targ
         device = msgspec.structs.replace(device, modes=(here,), fp16_flops=flops, int8_ops=here.int8_ops)
     cache = machine.cpu.last_level_cache_bytes if machine.kind == "cpu" else None
     found = target(device, mode=mode, backend=backend or CPU, cache_bytes=cache)
-    return replace(found, threads=default_threads())
+    is_old = found.is_old if machine.jetpack is None else needs_legacy(machine.jetpack)
+    return replace(found, threads=default_threads(), is_old=is_old)
 
 
 def fit_line(path: Any) -> str:

@@ -20,8 +20,8 @@ _FAMILY_BYTES = {"decoder_lm": 11 * MIB, "diffusion": 5 * MIB}
 _TOKENIZER_TIMES = 5  # tokenizer.json becomes tables: SmolLM2's 1.7 MB leave 8 MiB once the rest was trimmed
 _NODE_BYTES = 11 << 10  # onnxruntime's own of one node and its kernel: 6 MiB of SmolLM2's 546 nodes
 
-# Not measured here, for want of a GPU; low confidence. A CUDA context with the modules of TensorRT's kernels, and the
-# libraries' host memory: NVIDIA names "a few hundred MB" for the former (TensorRT Developer Guide, "Memory").
+# Estimates, not measured for want of a GPU, nor taken from a source; low confidence. A CUDA context with the modules of
+# TensorRT's kernels, and the libraries' host memory.
 _CUDA_BYTES = 350 * MIB
 _ENGINE_LIBRARY_BYTES = 250 * MIB
 _GPU_PROVIDER_BYTES = 500 * MIB  # onnxruntime's CUDA provider with cuBLAS and cuDNN
@@ -29,11 +29,12 @@ _PLAN_SHARE = 0.05  # of an engine beside its weights: kernels and tactics
 
 
 class Part(NamedTuple):
-    """One line of a plan."""
+    """One line of a plan. `estimated`: it rests on what was not measured, as everything of a GPU's libraries does."""
 
     name: str
     size_bytes: int
     note: str = ""
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def runtime(backend: str, family: str) -> Part:
     if backend == CPU:
         return Part("runtime", size, "Python, numpy, onnxruntime")
     if backend in ENGINES:
-        return Part("runtime", size + _CUDA_BYTES + _ENGINE_LIBRARY_BYTES, "Python, CUDA context, TensorRT (estimated)")
-    return Part("runtime", size + _CUDA_BYTES + _GPU_PROVIDER_BYTES, "Python, CUDA context, onnxruntime (estimated)")
+        return Part("runtime", size + _CUDA_BYTES + _ENGINE_LIBRARY_BYTES, "Python, CUDA context, TensorRT (estimated)", True)
+    return Part("runtime", size + _CUDA_BYTES + _GPU_PROVIDER_BYTES, "Python, CUDA context, onnxruntime (estimated)", True)
 
 
 def usage(bundle: PlannedBundle, ask: Ask, *, threads: int = 2) -> Usage:
@@ -103,13 +104,11 @@ def usage(bundle: PlannedBundle, ask: Ask, *, threads: int = 2) -> Usage:
     )
     tokenizer = _TOKENIZER_TIMES * bundle.tokenizer_bytes
     notes = "; ".join(dict.fromkeys(one.note for one in found if one.note))
+    on_gpu = bundle.backend != CPU
     parts = [
-        Part("weights", weights, _weights_note(bundle)),
-        *(
-            [Part("cache", state, f"context of {asked.context}" + (f", {asked.batch} times" if asked.batch != 1 else ""))]
-            * bool(state)
-        ),
-        Part("activations", activations, notes),
+        Part("weights", weights, _weights_note(bundle), on_gpu),
+        *([Part("cache", state, _cache_note(bundle, asked))] * bool(state)),
+        Part("activations", activations, notes, on_gpu),
         Part("arrays", arrays, "inputs and outputs"),
         Part("model", structure + tokenizer, "graph" + (" and tokenizer" if tokenizer else "")),
     ]
@@ -130,7 +129,8 @@ def _sized(graph: PlannedGraph, axes: tuple[tuple[str, int], ...], backend: str,
     shapes = graph.shapes(sizes)
     state_names = {name.encode() for pair in graph.variant.state for name in (pair.input, pair.output)}
     inputs = input_forms(graph.variant, sizes)
-    state = sum(form.size_bytes for name, form in inputs.items() if name in state_names)
+    copies = 2 if graph.is_legacy else 1
+    state = copies * sum(form.size_bytes for name, form in inputs.items() if name in state_names)
     arrays = sum(form.size_bytes for name, form in inputs.items() if name not in state_names)
     results = sum(shapes.forms[name].size_bytes for name in graph.outputs - state_names if name in shapes.forms)
     if not state_names:
@@ -163,11 +163,12 @@ def _on_cpu(graph: PlannedGraph, shapes: Shapes, threads: int) -> tuple[int, int
 def _on_gpu(graph: PlannedGraph, shapes: Shapes, backend: str) -> tuple[int, int, str]:
     """Weights as in the graph, and the peak of its values: fusion makes that less, tactics' workspace more.
 
-    TensorRT has kernels for attention in float16; in float32 it is decomposed, and keeps a table of scores.
+    TensorRT has kernels for attention in float16; in float32 it is decomposed, and keeps a table of scores. It multiplies by
+    weights in few bits as they are; onnxruntime makes them whole first, unless their variant has products for that.
     """
     weights = held.as_in_file(graph.nodes, graph.file.constants).size_bytes
     from_weights = {name for node in graph.nodes if node.operator == b"DequantizeLinear" for name in node.outputs}
-    forms = {name: form for name, form in shapes.forms.items() if name not in from_weights}
+    forms = {name: form for name, form in shapes.forms.items() if name not in from_weights or backend not in ENGINES}
 
     def scores(node: Node) -> int:
         query = forms.get(node.inputs[0]) if node.inputs else None
@@ -176,6 +177,12 @@ def _on_gpu(graph: PlannedGraph, shapes: Shapes, backend: str) -> tuple[int, int
     events = liveness.events(graph.nodes, forms, graph.outputs, elsewhere=graph.state_outputs, scratch=scores)
     size = "for the largest it is built for" if backend in ENGINES else "for what is asked"
     return weights, liveness.peak(events).size_bytes, f"{size}; without fusion and workspace"
+
+
+def _cache_note(bundle: PlannedBundle, asked: Ask) -> str:
+    times = f", {asked.batch} times" if asked.batch != 1 else ""
+    is_legacy = any(graph.is_legacy for graph in bundle.graphs)
+    return f"context of {asked.context}{times}" + (", held twice by a TensorRT older than 10.15" if is_legacy else "")
 
 
 def _weights_note(bundle: PlannedBundle) -> str:

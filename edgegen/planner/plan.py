@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from edgegen.errors import InputError
 from edgegen.planner import fit, memory
 from edgegen.planner.fit import Change, Limits
 from edgegen.planner.graphs import Ask, PlannedBundle
@@ -30,6 +31,11 @@ class BundlePlan:
     limits: Limits
     roofs: tuple[Roof, ...]
     change: Change | None
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether `size_bytes`, and all that follows from it, rests on estimates."""
+        return any(part.estimated for part in (self.runtime, *self.usage.parts))
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,17 @@ class Plan:
         """Say it for machines."""
         device, mode = self.target.device, self.target.mode
         return {
-            "device": {"name": device.name, "memory_bytes": device.memory_bytes, "reserved_bytes": device.reserved_bytes},
+            "device": {
+                "name": device.name,
+                "memory_bytes": device.memory_bytes,
+                "reserved_bytes": device.reserved_bytes,
+                "confidence": device.confidence,
+            },
             "mode": msgspec.to_builtins(mode),
             "backend": self.target.backend,
             "budget_bytes": self.target.budget_bytes,
             "fits": self.fits,
+            "estimated": any(one.is_estimated for one in self.bundles),
             "together_bytes": self.together_bytes,
             "load_order": [self.bundles[place].bundle.path for place in self.order],
             "ordered_bytes": self.ordered_bytes,
@@ -75,8 +87,9 @@ def plan(bundles: Sequence[PlannedBundle], target: Target, ask: Ask) -> Plan:
     """Plan `bundles` on `target`.
 
     Raises:
-        InputError: a context beyond what a bundle was exported for.
+        InputError: a context beyond what a bundle was exported for, or a question that is for no bundle.
     """
+    _check(bundles, ask)
     planned = tuple(_plan_bundle(bundle, target, ask) for bundle in bundles)
     runtime = max((one.runtime.size_bytes for one in planned), default=0)
     usages = [one.usage for one in planned]
@@ -87,6 +100,15 @@ def plan(bundles: Sequence[PlannedBundle], target: Target, ask: Ask) -> Plan:
     fits = as_given <= target.budget_bytes
     change = None if fits else _change_of_set(planned, target, ordered, in_turns)
     return Plan(target, planned, as_given, tuple(order), ordered, in_turns, fits, change)
+
+
+def _check(bundles: Sequence[PlannedBundle], ask: Ask) -> None:
+    """Refuse what was asked of no bundle: it would be left out in silence."""
+    of_images = [name for name in ("height", "width", "tile") if getattr(ask, name) is not None]
+    if of_images and all(bundle.is_text for bundle in bundles):
+        raise InputError(f"{', '.join(of_images)}: asked of images, and no bundle here makes any; leave it out")
+    if ask.context is not None and not any(bundle.is_text for bundle in bundles):
+        raise InputError("context: asked of language models, and there is none here; leave it out")
 
 
 def _plan_bundle(bundle: PlannedBundle, target: Target, ask: Ask) -> BundlePlan:
@@ -160,6 +182,7 @@ def _bundle_dict(one: BundlePlan) -> dict[str, Any]:
         "parts": [part._asdict() for part in (one.runtime, *one.usage.parts)],
         "loading_bytes": one.usage.loading_bytes,
         "size_bytes": one.size_bytes,
+        "estimated": one.is_estimated,
         "fits": one.fits,
         "unknown_shapes": one.usage.unknown,
         "values": one.usage.values,

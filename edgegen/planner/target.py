@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from edgegen.devices.precisions import needs_legacy, releases
 from edgegen.devices.table import Device, PowerMode, lookup
-from edgegen.errors import UnknownNameError
+from edgegen.errors import InputError, UnknownNameError
 from edgegen.planner.graphs import CPU, PLANNED
 from edgegen.planner.roofline import Peaks
 
@@ -14,13 +15,17 @@ _FIRST_LARGE = 100  # its compute capability
 
 @dataclass(frozen=True)
 class Target:
-    """A device in one mode, with one backend. `cache_bytes` may hold weights between runs: a bound does not count those."""
+    """A device in one mode, with one backend. `cache_bytes` may hold weights between runs: a bound does not count those.
+
+    `is_old`: it has, or its device may have, a TensorRT that takes the older variants of a graph.
+    """
 
     device: Device
     mode: PowerMode
     backend: str
     cache_bytes: int
     threads: int = 2
+    is_old: bool = False
 
     @property
     def has_kernels(self) -> bool:
@@ -55,12 +60,15 @@ def target(device: Device, *, mode: str | None = None, backend: str | None = Non
 
     Raises:
         UnknownNameError: the device has no such mode.
+        InputError: the backend runs on an NVIDIA GPU, and the device has none.
     """
+    if backend not in (None, CPU) and device.sm is None:
+        raise InputError(f"{backend} runs on an NVIDIA GPU, and {device.title} has none; plan it with --backend {CPU}")
     chosen = device.mode(mode) if mode is not None else device.default_mode
     suits = backend or (CPU if device.kind == "cpu" else "tensorrt")
     usual = _LARGE_JETSON_CACHE_BYTES if device.kind == "jetson" and (device.sm or 0) >= _FIRST_LARGE else None
     cache = cache_bytes if cache_bytes is not None else usual or _CACHE_BYTES[device.kind]
-    return Target(device, chosen, suits, cache)
+    return Target(device, chosen, suits, cache, is_old=any(map(needs_legacy, releases(device))))
 
 
 def target_of(name: str | None, mode: str | None, backend: str | None) -> Target:

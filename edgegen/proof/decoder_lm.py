@@ -14,7 +14,7 @@ and an even spread), and for some positions every layer's keys and values: so a 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgegen.backends import open_session, variant_for
 from edgegen.bundle import Bundle
 from edgegen.errors import BundleError, InputError, ProofError
-from edgegen.kv_cache import KVCache
+from edgegen.kv_cache import Context, KVCache
 from edgegen.proof.files import MAX_PROOF_BYTES, MAX_REFERENCE_BYTES, decode_json, read_bounded
 from edgegen.proof.reference import Reference
 
@@ -134,8 +134,13 @@ class _Worst:
 
 
 def replay(session: "Session", reference: Reference, variant: str, arithmetic: str, tolerance: Tolerance) -> Fidelity:
-    """Run the reference's tokens through `session` and compare. Raises InputError where they do not fit the graph."""
+    """Run the reference's tokens through `session` and compare: of the free generation, as much as its cache has room for.
+
+    Raises InputError where they do not fit the graph, ContextFullError where the cache has no room for the fixed ones.
+    """
     fixed = len(reference.prompt) + len(reference.forced) + len(reference.second)
+    room = Context(session, fixed + len(reference.greedy)).length - fixed
+    reference = replace(reference, greedy=reference.greedy[: max(room, 0)])
     total = fixed + len(reference.greedy)
     with KVCache(session, total, total) as kv:
         logits, ties, wrong = _Worst(), 0, None

@@ -103,6 +103,7 @@ def test_batches_steps_and_graphs_are_counted(bundles, monkeypatch):
         assert 0 < entry["graphs"]["decoder"]["share"] < 1
     assert result["cold"]["load_s"] == 0.2
     assert result["settings"]["options"] == {"steps": 4}
+    assert result["sessions"] == {"decoder": {}}
     cold = next(call for call in CALLS if len(call) == 6)
     assert cold[3:] == ("generate", [], {"steps": 4, "class_ids": [0], "count": 1, "seed": 0})
 

@@ -8,11 +8,13 @@ import types
 import pytest
 from rich.console import Console
 
+import edgegen.bench.machine
 import edgegen.bench.text
 import edgegen.runtime
 from edgegen.backends.fake import fake_lm
 from edgegen.bench.report import text_report
 from edgegen.bench.text import bench_text, prompt_of, state_bytes_per_entry
+from edgegen.devices.table import lookup
 from edgegen.errors import InputError
 from edgegen.manifest import StatePair, Variant
 from edgegen.pipelines.decoder_lm import DecoderLM, DecoderLMSettings
@@ -60,7 +62,7 @@ def pipeline(monkeypatch):
     cold = {"runtime_import_s": 0.1, "load_s": 0.2, "first_generation_s": 0.3, "peak_memory_bytes": 5 << 20}
     monkeypatch.setattr(edgegen.runtime, "load", lambda *_, **__: model)
     monkeypatch.setattr(edgegen.bench.text, "choose", lambda name: "onnxruntime")
-    monkeypatch.setattr(edgegen.bench.text, "read_bandwidth", lambda threads: 1e9)
+    monkeypatch.setattr(edgegen.bench.machine, "read_bandwidth", lambda threads: 1e9)
     monkeypatch.setattr(edgegen.bench.text, "measure_cold", lambda *_: cold)
     return model
 
@@ -88,6 +90,21 @@ def test_numbers_follow_the_clock(pipeline):
     # 8 + 4 / 2 entries of 2 x 4 values in 4 and in 2 bytes are 480 bytes, beside 1,000 of weights.
     assert entry["roofline"]["tokens_per_s"] == pytest.approx(1e9 / 1480)
     assert entry["roofline"]["share"] == pytest.approx(1480 / 1e9)
+
+
+@pytest.mark.parametrize(("device", "limit"), [(lookup("rtx-4090"), 1008e9), (None, None), (lookup("x86-cpu"), None)])
+def test_the_limit_of_a_gpu_is_that_of_its_own_memory_or_none(pipeline, monkeypatch, device, limit):
+    monkeypatch.setattr(edgegen.bench.text, "choose", lambda name: "tensorrt")
+    monkeypatch.setattr(edgegen.bench.machine, "detect", lambda: types.SimpleNamespace(device=lambda: device))
+    monkeypatch.setattr(type(pipeline.session), "details", {"gpu": "a GPU"})
+    result = bench_text("x.bundle", prompt_lengths=(8,), new_tokens=4, repeats=1)
+    assert result["sessions"] == {"decoder": {"gpu": "a GPU"}}
+    assert result["read_bandwidth_bytes_per_s"] == limit
+    roofline = result["prompts"][0]["roofline"]
+    assert roofline["tokens_per_s"] == (None if limit is None else pytest.approx(limit / 1480))
+    console = Console(width=80, file=io.StringIO())
+    console.print(text_report(result))
+    assert ("1008.0 GB/s, not measured: " if limit else "read bandwidth not known") in console.file.getvalue()
 
 
 @pytest.mark.parametrize("wrong", [{"prompt_lengths": (63,)}, {"new_tokens": 1}, {"repeats": 0}, {"warmup": -1}])

@@ -4,6 +4,7 @@ import errno
 import json
 
 import pytest
+from bundles_to_plan import convolutions
 from command_line import run
 
 from edgegen.backends.engines import ahead, estimate, wanted
@@ -75,7 +76,25 @@ def test_engines_to_carry_away_come_with_their_digests(tiny_bundle, builds, tmp_
     assert run("build", str(tiny_bundle), "--sm", "89", "-o", str(place), "--force").exit_code == 0
 
 
+@pytest.mark.parametrize("options", [["--context", "32"], ["--prefill", "16"]])
+def test_what_is_for_language_models_is_refused_of_others(tmp_path, builds, options):
+    images = convolutions(tmp_path / "images.bundle")
+    done = run("build", str(images), "--sm", "89", *options)
+    assert (done.exit_code, done.stderr.count("\n"), builds) == (1, 1, [])
+    assert "keeps no cache: --context and --prefill are for language models" in done.stderr
+
+
+@pytest.mark.parametrize("device", [["--target", "orin-nano"], ["--sm", "87"], ["--sm", "89", "--sm", "87"]])
+def test_a_device_that_the_library_does_not_build_for_is_to_build_itself(tiny_bundle, builds, monkeypatch, device):
+    monkeypatch.setattr(Flavour, "capabilities", lambda _self: (75, 89))
+    done = run("build", str(tiny_bundle), *device)
+    assert (done.exit_code, done.stderr.count("\n"), builds) == (1, 1, [])
+    assert "builds for SM 75, 89, not for SM 87: copy the bundle to the device and build there" in done.stderr
+    assert run("build", str(tiny_bundle), "--target", "rtx-4090").exit_code == 0
+
+
 REFUSALS = {
+    "a context that was not exported": (["--sm", "89", "--context", "100000"], "exported for 1 to 64"),
     "no such graph": (["--sm", "89", "--graph", "decodr"], "did you mean 'decoder'?"),
     "a gpu for a library that needs the gpu": (["--backend", "tensorrt", "--sm", "89"], "run the command on the device"),
     "nowhere to write": (["--sm", "89", "-o", "/no/such/place"], "the folder /no/such does not exist"),

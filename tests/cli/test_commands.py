@@ -91,7 +91,7 @@ class FakeChat:
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
 
-    def load(path: Path, backend: str, *, threads: int | None) -> FakeModel:
+    def load(path: Path, backend: str, *, threads: int | None, advise: object = None) -> FakeModel:
         fake.calls.append(("load", str(path), {"backend": backend, "threads": threads}))
         return fake
 

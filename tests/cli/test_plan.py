@@ -4,6 +4,7 @@ import json
 
 import pytest
 from bundles import make_bundle
+from bundles_to_plan import convolutions
 from command_line import run
 
 
@@ -46,6 +47,24 @@ def test_a_context_beyond_the_exported_is_one_line(bundle):
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "at most 64" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "orin-nano", "--tile", "64"], "asked of images, and no bundle here makes any"),
+        (["--target", "raspberry-pi-5-8gb", "--backend", "tensorrt"], "Raspberry Pi 5 8GB has none; plan it with"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(bundle, options, said):
+    result = run("plan", bundle, *options)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert said in result.stderr
+
+
+def test_a_context_is_not_asked_of_images(tmp_path):
+    result = run("plan", str(convolutions(tmp_path / "images.bundle")), "--target", "orin-nano", "--context", "99")
+    assert (result.exit_code, "asked of language models" in result.stderr) == (1, True)
 
 
 def test_without_a_target_it_is_this_machine(bundle):

@@ -13,6 +13,7 @@ import edgegen
 from edgegen import automatic
 from edgegen.backends import open_session
 from edgegen.backends.engines import verdict, wanted
+from edgegen.backends.engines.ahead import build_bundle
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.portable import trusted
 from edgegen.backends.engines.store import EngineStore
@@ -111,6 +112,46 @@ def test_an_engine_that_was_built_ahead_is_proven_before_it_is_used(bundle, buil
         assert model.switch.wait(60)
         assert backend_of(model) == "tensorrt-rtx"
     assert builds.made == ["decoder"]
+
+
+def test_a_program_of_one_request_builds_nothing_and_proves_what_is_there(bundle, builds):
+    said = []
+    with edgegen.load(bundle, advise=said.append) as model:
+        assert backend_of(model) == "onnxruntime"
+        assert not hasattr(model, "switch")
+    command = f"`edgegen build --backend tensorrt-rtx {bundle}`"
+    assert said == [f"{bundle.name} runs on onnxruntime; {command} once makes engines for tensorrt-rtx"]
+    assert builds.made == []
+    build_bundle(bundle, "tensorrt-rtx")
+    with edgegen.load(bundle, advise=said.append) as model:
+        assert backend_of(model) == "tensorrt-rtx"
+    assert len(said) == 1
+
+
+def test_an_engine_for_a_shorter_context_is_proven_and_taken_and_gives_the_same_text(bundle, builds):
+    build_bundle(bundle, "tensorrt-rtx", context=100, prefill=32)
+    long = " ".join([PROMPT] * 5)
+    with edgegen.load(bundle, "onnxruntime") as reference, edgegen.load(bundle) as model:
+        assert model.switch.wait(60)
+        assert (model.switch.stage, model.switch.reason) == ("switched", "")
+        assert (model.session.axes["cache"].max, model.session.axes["sequence"].max) == (100, 32)
+        found, wanted_text = (one.generate(long, max_new_tokens=200) for one in (model, reference))
+        assert found.prompt_tokens > 32
+        assert found.token_ids == wanted_text.token_ids[: len(found.token_ids)]
+        assert found.finish_reason == "stop" or found.prompt_tokens + len(found.token_ids) == 100
+    assert builds.made == ["decoder"]
+
+
+def test_an_old_library_stays_unused_where_the_bundle_has_nothing_for_it_and_auto_says_so(bundle, monkeypatch, caplog):
+    simulate("10.3").install(monkeypatch)
+    monkeypatch.setattr(wanted, "build", lambda *_, **__: 1 / 0)
+    said = []
+    for advise in (None, said.append):
+        with edgegen.load(bundle, advise=advise) as model:
+            assert backend_of(model) == "onnxruntime"
+    assert caplog.text.count("is older than Attention, RMSNormalization, RotaryEmbedding, TensorScatter") == 2
+    assert "export the bundle with --variant tensorrt-legacy" in caplog.text
+    assert said == []
 
 
 def test_closing_while_it_builds_gives_the_build_up(bundle, builds):

@@ -5,17 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
-from bundles import make_bundle
+from bundles import make_bundle, manifest
 from bundles_to_plan import CHANNELS, convolutions
 
+from edgegen.backends import variant_for
 from edgegen.backends.kernels import kernels
 from edgegen.backends.threads import default_threads
+from edgegen.bundle import Bundle
+from edgegen.devices.table import lookup
 from edgegen.errors import InputError
 from edgegen.pipelines.decoder_lm import DecoderLM
 from edgegen.planner import memory
-from edgegen.planner.graphs import CPU, PREFILL, Ask, PlannedBundle, read_bundle
+from edgegen.planner.graphs import CPU, PLANNED, PREFILL, Ask, PlannedBundle, read_bundle
 from edgegen.planner.memory import Part, Usage
+from edgegen.planner.target import target
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the plan promises. The process's own part, 60 to 80 MiB, differs by some MiB between versions of Python and numpy.
@@ -55,6 +60,31 @@ def test_the_parts_of_a_language_model_are_known_by_hand(tmp_path):
     assert part(memory.usage(bundle, Ask(context=32, batch=3)), "cache") == 3 * part(used, "cache")
     assert used.unknown == 0
     assert used.loading_bytes == part(used, "weights") > 0
+
+
+def test_an_old_tensorrt_holds_the_cache_twice_where_the_bundle_is_made_for_it(tmp_path):
+    whole = manifest()
+    (decoder,) = whole.graphs.values()
+    variants = {**decoder.variants, "tensorrt-legacy": decoder.variants["canonical"]}
+    graphs = {"decoder": msgspec.structs.replace(decoder, variants=variants)}
+    path = make_bundle(tmp_path / "tiny.bundle", graphs=graphs)
+    new, old = (memory.usage(read_bundle(path, "tensorrt", is_old=is_old), Ask()) for is_old in (False, True))
+    assert part(old, "cache") == 2 * part(new, "cache")
+    assert [target(lookup(name)).is_old for name in ("orin-nano", "rtx-4090")] == [True, False]
+    other = make_bundle(tmp_path / "other.bundle")
+    assert not read_bundle(other, "tensorrt", is_old=True).graphs[0].is_legacy
+    assert not read_bundle(path, "tensorrt-rtx", is_old=True).graphs[0].is_legacy
+
+
+@pytest.mark.parametrize("backend", PLANNED)
+def test_every_backend_that_is_planned_runs_the_variant_that_it_would_take_and_says_what_is_estimated(tmp_path, backend):
+    with Bundle.open(make_bundle(tmp_path / "tiny.bundle")) as bundle:
+        expected = bundle.manifest.graphs["decoder"].variants[variant_for(backend, bundle, "decoder")]
+    planned = read_bundle(tmp_path / "tiny.bundle", backend)
+    assert planned.graphs[0].variant == expected
+    parts = (memory.runtime(backend, "decoder_lm"), *memory.usage(planned, Ask()).parts)
+    estimated = set() if backend == CPU else {"runtime", "weights", "activations"}
+    assert {one.name for one in parts if one.estimated} == estimated
 
 
 def test_a_context_that_was_not_exported_is_refused(tmp_path):

@@ -27,6 +27,14 @@ _ENUMERATIONS = {  # in the order of the bindings, where the order says the valu
     "EngineValidity": ("VALID", "SUBOPTIMAL", "INVALID"),
 }
 
+# Members whose number is not their place: the real enumerations have others between them, which the backend does not use.
+_NUMBERS = {
+    "DataType.INT64": 8,
+    "LayerType.ELEMENTWISE": 9,
+    "LayerType.ATTENTION_INPUT": 51,
+    **{f"ComputeCapability.SM{sm}": sm for sm in (75, 80, 86, 89, 120, 121)},
+}
+
 
 class ILogger:
     Severity = enum.IntEnum("Severity", {name: place for place, name in enumerate(_SEVERITIES)})
@@ -64,7 +72,7 @@ def make(preset: str, cuda: Cuda, faults: Faults) -> types.ModuleType:
     world.trt = module
     for name, members in _ENUMERATIONS.items():
         kept = [member for member in members if offers(preset, f"{name}.{member}")]
-        _offer(module, preset, name, enum.IntEnum(name, {member: place for place, member in enumerate(kept)}))
+        _offer(module, preset, name, enum.IntEnum(name, _numbered(name, kept)))
     for kind in (ILogger, IOutputAllocator, IProgressMonitor):
         _offer(module, preset, kind.__name__, kind)
     made: dict[type, type] = {}
@@ -75,6 +83,10 @@ def make(preset: str, cuda: Cuda, faults: Faults) -> types.ModuleType:
         made[kind] = type(name, bases, {**kept_body, "world": world})
         _offer(module, preset, name, made[kind])
     return module
+
+
+def _numbered(enumeration: str, members: list[str]) -> dict[str, int]:
+    return {member: _NUMBERS.get(f"{enumeration}.{member}", place) for place, member in enumerate(members)}
 
 
 def _offer(module: types.ModuleType, preset: str, name: str, value: Any) -> None:

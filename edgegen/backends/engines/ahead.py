@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgegen.backends import variant_for
 from edgegen.backends.engines.entry import Engine
@@ -16,14 +16,11 @@ from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.wanted import Wanted, target_of, wanted
 from edgegen.backends.trt.build import BuildOptions
 from edgegen.backends.trt.cuda import Cuda, load_runtime
-from edgegen.backends.trt.flavours import flavour_of
+from edgegen.backends.trt.flavours import Flavour, flavour_of
 from edgegen.backends.trt.open import for_gpu
+from edgegen.backends.trt.profiles import plan
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, InputError, UnknownNameError
-
-if TYPE_CHECKING:
-    from edgegen.backends.trt.cuda import Cuda, load_runtime
-from edgegen.backends.trt.flavours import Flavour
 
 Began = Callable[[str, Estimate], None]
 Steps = Callable[[str, str, int, int], None]
@@ -140,8 +137,9 @@ def build_bundle(
         kept.prepare()
     built = []
     with Bundle.open(path) as bundle:
-        for graph in _chosen(bundle, graphs):
-            variant = variant_for(backend, bundle, graph)
+        chosen = [(graph, variant_for(backend, bundle, graph)) for graph in _chosen(bundle, graphs)]
+        _check(bundle, chosen, asked, is_told=context is not None or prefill is not None)
+        for graph, variant in chosen:
             for target, options in targets:
                 want = wanted(bundle, graph, variant, flavour, target, options)
                 one = _one(want, kept, force, began, progress)
@@ -171,7 +169,16 @@ def _chosen(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
     return list(graphs or known)
 
 
-def _targets(flavour: "Flavour", sms: Sequence[int], asked: BuildOptions) -> list[tuple[Target, BuildOptions]]:
+def _check(bundle: Bundle, chosen: Sequence[tuple[str, str]], asked: BuildOptions, *, is_told: bool) -> None:
+    """Refuse, before anything is built, what no graph has, or was not exported for."""
+    described = [(bundle.manifest.graphs[graph], variant) for graph, variant in chosen]
+    if is_told and not any(graph.variants[variant].state for graph, variant in described):
+        raise InputError(f"{bundle.path} keeps no cache: --context and --prefill are for language models; leave them out")
+    for graph, variant in described:
+        plan(graph.variants[variant], graph.axes, asked)
+
+
+def _targets(flavour: Flavour, sms: Sequence[int], asked: BuildOptions) -> list[tuple[Target, BuildOptions]]:
     """What to build for: one engine for each compute capability, as the device will look for it in the cache.
 
     Raises InputError where the library cannot build for these, BackendError where it needs a GPU, and there is none.
@@ -180,6 +187,12 @@ def _targets(flavour: "Flavour", sms: Sequence[int], asked: BuildOptions) -> lis
         raise InputError(
             f"{flavour.name} builds for the GPU that is present, and for no other: leave --target and --sm out and run the "
             "command on the device, or build with --backend tensorrt-rtx"
+        )
+    known = flavour.capabilities() if sms else None
+    if known is not None and (refused := sorted(set(sms).difference(known))):
+        raise InputError(
+            f"{flavour.name} {flavour.version()} builds for SM {', '.join(map(str, known))}, not for SM "
+            f"{', '.join(map(str, refused))}: copy the bundle to the device and build there, with --backend tensorrt"
         )
     if sms:
         return [(Target((sm,)), replace(asked, compute_capabilities=(sm,))) for sm in sorted(set(sms))]

@@ -70,20 +70,11 @@ def read(path: Path, key: EngineKey) -> Engine | None:
         StaleEntryError: it is another user's, open to others, damaged, made for another key, or no engine.
         OSError: it cannot be read.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    file = _open(path)
+    if file is None:
         return None
-    except OSError as error:
-        if path.is_symlink():
-            raise StaleEntryError("it is a symbolic link") from error
-        raise
-    with os.fdopen(descriptor, "rb") as file:
-        with contextlib.suppress(BlockingIOError):  # an entry that is being read is not evicted
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        found = os.fstat(descriptor)
-        _check_owner(found)
-        record = _read_record(file, found.st_size)
+    with file:
+        record = _read_record(file)
         if record.key != key:
             raise StaleEntryError("it was made for another graph, device, version or option")
         data = file.read(record.size_bytes + 1)
@@ -92,6 +83,18 @@ def read(path: Path, key: EngineKey) -> Engine | None:
     if not data.startswith(_MAGICS.get(key.flavour, b"")):
         raise StaleEntryError("it does not begin as an engine does")
     return Engine(data, record)
+
+
+def read_key(path: Path) -> EngineKey | None:
+    """What the entry at `path` says that it is for, which `read` has still to check. None where there is no file.
+
+    Raises as `read` does.
+    """
+    file = _open(path)
+    if file is None:
+        return None
+    with file:
+        return _read_record(file).key
 
 
 def is_free(path: Path) -> bool:
@@ -109,6 +112,26 @@ def is_free(path: Path) -> bool:
     return True
 
 
+def _open(path: Path) -> BinaryIO | None:
+    """The file of an entry, which is this user's alone; None where there is none."""
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if path.is_symlink():
+            raise StaleEntryError("it is a symbolic link") from error
+        raise
+    try:
+        with contextlib.suppress(BlockingIOError):  # an entry that is being read is not evicted
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _check_owner(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def _check_owner(found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         raise StaleEntryError("it is no plain file, or has a second name")
@@ -116,7 +139,8 @@ def _check_owner(found: os.stat_result) -> None:
         raise StaleEntryError("it belongs to another user, or others may write to it")
 
 
-def _read_record(file: BinaryIO, size_bytes: int) -> Record:
+def _read_record(file: BinaryIO) -> Record:
+    size_bytes = os.fstat(file.fileno()).st_size
     head = file.read(len(_MAGIC) + _LENGTH.size)
     if len(head) < len(_MAGIC) + _LENGTH.size or not head.startswith(_MAGIC):
         raise StaleEntryError("it is no entry of this cache")

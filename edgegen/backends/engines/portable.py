@@ -9,12 +9,18 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgegen.backends.engines.entry import Engine
+from edgegen.backends.trt.open import for_gpu
+from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from edgegen.backends.trt.cuda import Gpu
+    from edgegen.backends.trt.flavours import Flavour
 
 LIST = "engines.json"
 
@@ -66,11 +72,12 @@ def trusted(path: str | os.PathLike[str], sha256: str) -> Callable[..., Any]:
     """What to open a session with, instead of the cache: `open_session(backend, bundle, graph, engines=trusted(path, sha256))`.
 
     The digest is the caller's word that this native code may run. Opening raises BackendError as `read_portable` does, and
-    where the library refuses the engine, or it is of another graph.
+    where the library refuses the engine, or it is of another graph. What it was built for is said as `build=BuildOptions(...)`
+    where that is not the default.
     """
 
-    def open_it(_flavour: Any, _options: Any, _gpu: Any, start: Callable[[bytes], Any]) -> Any:
-        return start(read_portable(path, sha256))
+    def open_it(flavour: "Flavour", build: BuildOptions | None, gpu: "Gpu", start: Callable[[bytes, BuildOptions], Any]) -> Any:
+        return start(read_portable(path, sha256), for_gpu(flavour, build or BuildOptions(), gpu))
 
     return open_it
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from edgegen.backends.engines.store import EngineStore
-from edgegen.backends.engines.wanted import target_of, wanted
+from edgegen.backends.engines.wanted import wanted_here
 from edgegen.errors import BackendError
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def open_cached(
     graph: str,
     variant: str,
     flavour: "Flavour",
-    options: "BuildOptions",
+    build: "BuildOptions | None",
     gpu: "Gpu",
-    start: Callable[[bytes], _Session],
+    start: "Callable[[bytes, BuildOptions], _Session]",
 ) -> _Session:
     """Open a graph's engine: from the user's cache, else built in a process of its own and kept there, which takes a while.
 
@@ -36,20 +36,21 @@ def open_cached(
         graph: a name in its manifest.
         variant: of the graph.
         flavour: the library.
-        options: what the engine is built for.
+        build: what the engine is built for; if None, what `wanted_here` finds, else the defaults.
         gpu: what it runs on.
-        start: makes the session of the serialized engine.
+        start: makes the session of the serialized engine, and what that is built for.
 
     Raises:
         BackendError: the engine cannot be built, or does not start.
     """
-    want, store = wanted(bundle, graph, variant, flavour, target_of(options, gpu), options), EngineStore()
+    store = EngineStore()
+    want = wanted_here(bundle, graph, variant, flavour, gpu, store, build)
     found = store.get(want.key)
     if found is not None:
         try:
-            return start(found.data)
+            return start(found.data, want.options)
         except BackendError as error:
             _log.warning("graph %s: its engine in the cache is not used, and built again: %s", graph, error)
             store.discard(want.key)
     _log.info("graph %s: its engine for %s on %s is being built: %s", graph, flavour.name, gpu.name, want.estimate)
-    return start(want.obtain(store).data)
+    return start(want.obtain(store).data, want.options)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edgegen.backends.engines import entry, lock
 from edgegen.backends.engines.entry import Engine, Record, StaleEntryError
 from edgegen.backends.engines.key import EngineKey
@@ -94,6 +96,24 @@ class EngineStore:
             with contextlib.suppress(OSError):  # a cache that cannot be written to has no order of use
                 os.utime(path)
         return found
+
+    def latest(self, key: EngineKey) -> EngineKey | None:
+        """The key of the engine that was built or used last of those that differ from `key` in the options of the build alone.
+
+        Raises CacheError where the folder is not to be trusted.
+        """
+        if not self._is_there():
+            return None
+        for path in reversed(self.entries()):
+            with contextlib.suppress(StaleEntryError, OSError):  # `get` says what is wrong with what is really wanted
+                found = entry.read_key(path)
+                if (
+                    found is not None
+                    and msgspec.structs.replace(found, options=key.options) == key
+                    and path == self.path(found)
+                ):
+                    return found
+        return None
 
     def obtain(self, key: EngineKey, make: Callable[[], Built], *, waiting: Callable[[str], None] | None = None) -> Engine:
         """The engine of `key`: from the cache, else made, and kept.

@@ -12,9 +12,10 @@ from edgegen.backends.engines.estimate import Estimate, estimate
 from edgegen.backends.engines.key import EngineKey, GraphDigest, Target
 from edgegen.backends.engines.store import Built, EngineStore
 from edgegen.backends.engines.worker import BuildRequest
+from edgegen.backends.trt.open import for_gpu
+from edgegen.backends.trt.profiles import BuildOptions
 
 if TYPE_CHECKING:
-    from edgegen.backends.trt.build import BuildOptions
     from edgegen.backends.trt.cuda import Gpu
     from edgegen.backends.trt.flavours import Flavour
     from edgegen.bundle import Bundle
@@ -28,6 +29,11 @@ class Wanted(NamedTuple):
     key: EngineKey
     request: BuildRequest
     estimate: Estimate
+
+    @property
+    def options(self) -> BuildOptions:
+        """What it is built for."""
+        return BuildOptions.of(self.request.options)
 
     def obtain(
         self,
@@ -60,7 +66,7 @@ class Wanted(NamedTuple):
         return store.obtain(self.key, make, waiting=waiting)
 
 
-def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: "BuildOptions") -> Wanted:
+def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: BuildOptions) -> Wanted:
     """The engine of one graph of an open bundle, by one library, for one target.
 
     `options.compute_capabilities` is taken from the target. Raises BackendError where the library is missing.
@@ -72,7 +78,29 @@ def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", targe
     return Wanted(key, request, estimate(bundle, graph, variant))
 
 
-def target_of(options: "BuildOptions", gpu: "Gpu") -> Target:
+def wanted_here(
+    bundle: "Bundle",
+    graph: str,
+    variant: str,
+    flavour: "Flavour",
+    gpu: "Gpu",
+    store: EngineStore,
+    asked: BuildOptions | None = None,
+) -> Wanted:
+    """The engine of one graph for the GPU of this machine.
+
+    Where nobody says what it is to be built for (`asked`), it is the one of `store` that was built or used last: somebody has
+    asked for that one, ahead of time. So `edgegen build --context 2048` holds until it is called with something else.
+    """
+    options = for_gpu(flavour, asked or BuildOptions(), gpu)
+    want = wanted(bundle, graph, variant, flavour, target_of(options, gpu), options)
+    there = store.latest(want.key) if asked is None else None
+    if there is None or there == want.key:
+        return want
+    return wanted(bundle, graph, variant, flavour, there.target, BuildOptions.of(there.options))
+
+
+def target_of(options: BuildOptions, gpu: "Gpu") -> Target:
     """What an engine with these options, for this GPU, is bound to.
 
     Where the library is told compute capabilities (TensorRT-RTX), to these, whatever the driver: the engine is finished where

@@ -63,9 +63,7 @@ def make(flavour: str, files: "GraphFiles", options: dict[str, Any], progress: C
     from edgegen.backends.trt.build import BuildOptions, build_engine
     from edgegen.backends.trt.flavours import flavour_of
 
-    capabilities = tuple(options["compute_capabilities"])
-    chosen = BuildOptions(**{**options, "compute_capabilities": capabilities})
-    return build_engine(flavour_of(flavour), files, chosen, progress=progress)
+    return build_engine(flavour_of(flavour), files, BuildOptions.of(options), progress=progress)
 
 
 def run(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:

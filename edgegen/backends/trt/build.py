@@ -14,6 +14,7 @@ from edgegen.backends.trt.flavours import Flavour
 from edgegen.backends.trt.log import Log, parser_errors, shortened
 from edgegen.backends.trt.profiles import BuildOptions, Plan, Profile, plan
 from edgegen.backends.trt.progress import Progress, Watch, monitor
+from edgegen.devices.precisions import NEW_OPERATORS
 from edgegen.errors import BackendError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildOptions", "Progress", "build_engine"]
 
-_NEW_OPERATORS = {"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"}  # TensorRT 10.14 and 10.15 brought them
 _ALIGNMENT = 16  # bytes: the widest value that a parser may read at once
 
 
@@ -139,7 +139,7 @@ def _parse_in_place(parser: Any, model: bytes, files: "GraphFiles", alive: dict[
 def _parser_cure(parser: Any, network: Any) -> str:
     errors = map(parser.get_error, range(parser.num_errors))
     operators = {error.node_operator() for error in errors if hasattr(error, "node_operator")}
-    if operators & _NEW_OPERATORS and not hasattr(network, "add_kv_cache_update"):
+    if operators.intersection(NEW_OPERATORS) and not hasattr(network, "add_kv_cache_update"):
         return "this TensorRT is older than the operator: export the variant tensorrt-legacy, or update to 10.15 or newer"
     return "run this bundle on onnxruntime, or export it without the operator"
 

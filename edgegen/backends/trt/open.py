@@ -20,7 +20,8 @@ from edgegen.tensors import Axis
 
 _log = logging.getLogger("edgegen")
 
-Engines = Callable[[Flavour, BuildOptions, Gpu, Callable[[bytes], TrtSession]], TrtSession]
+Start = Callable[[bytes, BuildOptions], TrtSession]
+Engines = Callable[[Flavour, BuildOptions | None, Gpu, Start], TrtSession]
 
 
 def open_tensorrt(
@@ -64,7 +65,7 @@ def open_on(
         folder: where the same weights lie as files; never read.
         threads: not used.
         device: the GPU's number.
-        build: what the engine is for.
+        build: what the engine is for; where nobody says, that is for `engines` to choose.
         run: how it is run.
         engines: where engines are kept, and built; where nobody says, this process builds one and keeps it to itself.
 
@@ -76,15 +77,15 @@ def open_on(
     views = {name: memoryview(content) for name, content in weights.items()}
     files = GraphFiles(model, views, variant, axes, tuple(external), folder)
     gpu = gpu_of(flavour, device)
-    options = for_gpu(flavour, build or BuildOptions(), gpu)
 
-    def start(engine: bytes) -> TrtSession:
+    def start(engine: bytes, options: BuildOptions) -> TrtSession:
         return TrtSession(engine, flavour, files, options, device=device, run=run)
 
     if engines is not None:
-        return engines(flavour, options, gpu, start)
+        return engines(flavour, build, gpu, start)
+    options = for_gpu(flavour, build or BuildOptions(), gpu)
     _log.info("%s: the engine of %s is being built", flavour.name, variant.path)
-    return start(build_engine(flavour, files, options))
+    return start(build_engine(flavour, files, options), options)
 
 
 def gpu_of(flavour: Flavour, device: int) -> Gpu:

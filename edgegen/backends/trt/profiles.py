@@ -37,6 +37,11 @@ class BuildOptions:
         """For a key or a report: plain JSON values."""
         return asdict(self) | {"compute_capabilities": list(self.compute_capabilities)}
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "BuildOptions":
+        """What `as_dict` gave."""
+        return cls(**{**said, "compute_capabilities": tuple(said["compute_capabilities"])})
+
 
 class Profile(NamedTuple):
     """The ranges of the named axes that one optimization profile covers; those that the engine fixes have one size."""

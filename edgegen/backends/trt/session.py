@@ -20,7 +20,7 @@ from edgegen.backends.trt.runner import Runner
 from edgegen.backends.trt.state import TrtState
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair
-from edgegen.tensors import Tensor, Tensors, TensorSpec
+from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
 
 if TYPE_CHECKING:
     from edgegen.bundle import GraphFiles
@@ -35,7 +35,6 @@ class TrtSession:
     Attributes:
         backend: the flavour's name.
         gpu: what it runs on.
-        axes: the ranges of the named axes that the engine was built for.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class TrtSession:
         self._states: weakref.WeakSet[TrtState] = weakref.WeakSet()
         self._runners: dict[int, Runner] = {}
         self._plan = plan(files.variant, files.axes, options)
-        self.axes = self._plan.axes
         self._inputs = {spec.name: spec for spec in files.variant.inputs}
         self._outputs = {spec.name: spec for spec in files.variant.outputs}
         self._pairs = {pair: self._inputs[pair.input] for pair in files.variant.state}
@@ -78,7 +76,7 @@ class TrtSession:
         self._fetched = tuple(name for name in self._outputs if name not in state)
         self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
         self._defaults = without_defaults(files.model)[1]
-        self._feeds = FeedCheck(self._fed, self._fed.keys(), self._outputs, self.axes)
+        self._feeds = FeedCheck(self._fed, self._fed.keys(), self._outputs, self._plan.axes)
         self._log = Log(trt)
         with self._log, contextlib.ExitStack() as opened:  # closed again where the rest of the opening fails
             self._cuda = Cuda(load_runtime(), device)
@@ -106,6 +104,11 @@ class TrtSession:
     def outputs(self) -> Mapping[str, TensorSpec]:
         """Every output, state included."""
         return self._outputs
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        """The sizes of the named axes that the engine was built for."""
+        return self._plan.axes
 
     @property
     def details(self) -> dict[str, str]:

@@ -65,6 +65,22 @@ def cache(tmp_path):
     return EngineStore(tmp_path / "engines", 1 << 20)
 
 
+def test_the_latest_engine_of_a_graph_is_found_whatever_it_was_built_for(cache):
+    assert cache.latest(KEY) is None
+    for other in OTHERS.values():
+        cache.obtain(other, Maker())
+    assert cache.latest(KEY) == OTHERS["an option"]
+    cache.obtain(KEY, Maker())
+    os.utime(cache.path(OTHERS["an option"]), (1, 1))
+    assert cache.latest(KEY) == cache.latest(OTHERS["an option"]) == KEY
+    cache.get(OTHERS["an option"])  # who takes it makes it the latest
+    assert cache.latest(KEY) == OTHERS["an option"]
+    cache.path(OTHERS["an option"]).write_bytes(b"torn")
+    renamed = cache.path(changed(options={"prefill": 1}))
+    renamed.write_bytes(cache.path(OTHERS["the graph"]).read_bytes())
+    assert cache.latest(KEY) == KEY
+
+
 def test_an_engine_is_built_once_and_then_comes_from_the_disk_with_what_is_known_of_it(cache):
     make = Maker()
     first, second = cache.obtain(KEY, make), EngineStore(cache.root).obtain(KEY, make)

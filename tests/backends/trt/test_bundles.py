@@ -8,11 +8,13 @@ import bundles
 import pytest
 
 import edgegen
-from edgegen.backends import BACKENDS, choose, present_backends, variant_for
+from edgegen.backends import BACKENDS, choose, open_session, present_backends, variant_for
+from edgegen.backends.engines.ahead import build_bundle
 from edgegen.backends.gpu import why_no_gpu, why_not
 from edgegen.backends.trt.flavours import FLAVOURS
+from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.bundle import Bundle
-from edgegen.errors import BackendError
+from edgegen.errors import BackendError, ContextFullError
 from edgegen.health import examine
 
 ASKED = {"temperature": 20.0, "seed": 5, "max_new_tokens": 24}
@@ -31,6 +33,35 @@ def test_a_bundle_gives_the_same_text_as_on_onnxruntime(machine, tiny, preset):
         wanted = reference.generate("a b c", **ASKED)
         assert model.generate("a b c", **ASKED) == wanted
         assert len(set(wanted.token_ids)) > 3  # a text, not one token over and over
+
+
+@pytest.mark.parametrize("preset", ["10.16", "rtx"])
+def test_an_engine_that_was_built_ahead_for_less_is_found_and_gives_the_same_text_until_it_is_full(machine, tiny, preset):
+    backend = machine(preset).backend
+    build_bundle(tiny, backend)
+    build_bundle(tiny, backend, context=40, prefill=8)
+    prompt = " ".join("abcdefghijklm" * 2)
+    with edgegen.load(tiny, backend="onnxruntime") as reference, edgegen.load(tiny, backend=backend) as model:
+        axes = model.session.axes
+        assert (axes["cache"].max, axes["sequence"].max) == (40, 8)
+        asked = {**ASKED, "max_new_tokens": 64, "logit_bias": {2: -1e4}}  # without the token that ends a text
+        wanted, found = reference.generate(prompt, **asked), model.generate(prompt, **asked)
+        assert found.prompt_tokens > 2 * 8
+        assert found.finish_reason == "context"
+        assert found.prompt_tokens + len(found.token_ids) == 40
+        assert found.token_ids == wanted.token_ids[: len(found.token_ids)]
+        with pytest.raises(ContextFullError, match=r"the cache of 40 entries .*a context of 64\) .*build --context 64"):
+            model.generate(" ".join("a" * 45))
+
+
+def test_who_builds_again_with_other_options_gets_that_engine(machine, tiny):
+    backend = machine("rtx").backend
+    for context in (40, 24, 40):  # the last is in the cache already
+        build_bundle(tiny, backend, context=context)
+    with edgegen.load(tiny, backend=backend) as model:
+        assert model.session.axes["cache"].max == 40
+    with Bundle.open(tiny) as bundle, open_session(backend, bundle, "decoder", build=BuildOptions(cache_length=24)) as session:
+        assert session.axes["cache"].max == 24
 
 
 def test_auto_takes_tensorrt_where_its_library_and_a_gpu_are_there(machine, caplog):
