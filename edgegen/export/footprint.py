@@ -4,9 +4,10 @@ One number of the module, cheap to use: what PyTorch holds, not what an inferenc
 the most that was measured (`edgegen.pipelines.batches`). What one backend takes at any sizes is predicted from the graph,
 operator by operator, by `edgegen.planner`: far better, and too slow to ask before each run.
 
-Measured, as a multiple of it, with onnxruntime 1.32 on the CPU (2 threads, x86-64): the peak of a process beyond what the
-session takes when loaded, after 3 runs, at the largest batch of 1, 8 and 16 that the graph takes. The first run takes 0.9 to 1.7
-times as much; the second adds a block for the same values, laid out by what the first one asked for; a third adds nothing.
+Measured, as a multiple of it, with onnxruntime 1.32 on the CPU (2 threads, x86-64): the peak of a process beyond what it has
+when the session is loaded, after 2 or 3 runs, at the largest of the batches 1, 4, 8 and 16 that was tried (VAE 512x512: 1). The
+first run takes 0.9 to 1.7 times as much; the second adds a block for the same values, laid out by what the first one asked for;
+a third adds nothing.
 
     ======================== ============ =================
     graph                    with kernels onnxruntime alone
@@ -77,8 +78,8 @@ def _scores_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
 def row_bytes(graph: str, part: Part, axes: Mapping[str, Axis]) -> int:
     """The most bytes of tensors that are alive at once in a run of the usual sizes, for each row of its batch.
 
-    Of the module's own operators, in float32, with the scores of an attention, and without all else that a single operator needs
-    in passing. 0 for an ONNX file, whose operators nobody sees.
+    Of the module's own operators, in float32, with the scores of an attention, without all else that a single operator needs in
+    passing. 0 for an ONNX file, whose operators nobody sees.
     """
     if isinstance(part.module, Graphed):
         return 0
