@@ -136,10 +136,10 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
 @contextmanager
 def _naming_files(job: Job) -> Iterator[None]:
     """Say in an error about an image which file it was: a pipeline has seen its pixels only."""
+    sources = [source for source in job.sources if isinstance(source, Path)]
     files = {"the mask": job.options.get("mask"), "init_image": job.options.get("init_image")}
-    given = [source for source in job.sources if isinstance(source, Path)] or [files["init_image"]]
-    if len(given) == 1:
-        files["the image"] = given[0]
+    if len(sources) < 2:  # of two, nobody knows which is meant
+        files["the image"] = sources[0] if sources else files["init_image"]
     try:
         yield
     except InputError as error:
