@@ -69,8 +69,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One graph in all its variants; `canonical` is always there. `axes` bounds the named axes of all variants.
 
-    `row_bytes` is about what a run holds in memory for each row of its batch, weights aside, at the usual sizes of the other
-    axes; 0 where nobody knows.
+    `row_bytes` is what a run has to hold for each row of its batch, weights aside, at the usual sizes of the other axes: a
+    backend takes a few times as much (see `pipelines.batches`); 0 where nobody knows.
     """
 
     variants: dict[str, Variant]

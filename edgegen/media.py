@@ -5,6 +5,7 @@ Arrays are uint8 [height, width, channel]: 1 channel is grey, 3 are RGB, 4 are R
 
 import contextlib
 import math
+import shutil
 import struct
 import warnings
 import zlib
@@ -65,24 +66,31 @@ def write_folder(folder: Path, pixels: Pixels, names: Sequence[str], metadata: S
     All of them or none. Returns the files. Raises InputError as `write_png` does, or where `folder` is a file.
     """
     _check_pixels(pixels, 4)
-    try:
-        is_new = not folder.exists()
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    files = [folder / f"{name}.png" for name in names]
     done: list[Path] = []
+    with _making(folder):
+        is_new = not folder.exists()
     try:
-        for index, (file, image) in enumerate(zip(files, pixels, strict=True)):
+        with _making(folder):
+            folder.mkdir(exist_ok=True)
+        for index, (name, image) in enumerate(zip(names, pixels, strict=True)):
+            file = folder / f"{name}.png"
             write_png(file, image, metadata[index] if metadata else None)
             done.append(file)
-    except BaseException:  # a full disk, Ctrl-C: some of the images are not what was asked for
+    except BaseException:  # a full disk, Ctrl-C at any moment: some of the images are not what was asked for
         for file in done:
             file.unlink(missing_ok=True)
         if is_new:
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    return files
+    return done
+
+
+@contextlib.contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
 
 
 def sheet(pixels: Pixels, columns: int | None = None, gap: int = 2) -> Pixels:

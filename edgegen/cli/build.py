@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgegen.cli.options import bundle_argument, echo_report, json_option
+from edgegen.cli.options import Place, bundle_argument, echo_report, json_option
 from edgegen.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--context", type=click.IntRange(min=1), help="Tokens of a language model's cache.  [default: as long as was exported]"
 )
 @click.option("--prefill", type=click.IntRange(min=1), help="Most tokens of a prompt that run at once.  [default: 512]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the engines to this folder, too.")
+@click.option("-o", "--output", type=Place(), help="Write the engines to this folder, too.")
 @click.option("--force", is_flag=True, help="Build even where memory will probably not do; replace what is in the folder.")
 @json_option
 def build(bundle: Path, targets: tuple[str, ...], sms: tuple[int, ...], as_json: bool, **options: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgegen.cli.options import echo_report, json_option
+from edgegen.cli.options import Place, echo_report, json_option
 from edgegen.errors import ExportError
 
 STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order: what a person reads
@@ -27,7 +27,7 @@ STAGES: Mapping[str, str] = {  # as `edgegen.export` tells them, in their order:
 
 @click.command(short_help="Make a proven bundle of a checkpoint.")
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's directory, to be made.")
+@click.option("-o", "--output", type=Place(), required=True, help="The bundle's directory, to be made.")
 @click.option("--family", help="Family of the model; by default what the source says.")
 @click.option(
     "--checkpoint",

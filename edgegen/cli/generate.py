@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from edgegen.cli.options import (
+    Place,
     SectionCommand,
     advise,
     backend_option,
@@ -23,9 +24,7 @@ from edgegen.cli.options import (
 @bundle_argument
 @click.option("--prompt", help="What to complete, to answer (--chat), or to show; '-' reads it from stdin.")
 @click.option("--seed", type=int, help="The same seed gives the same result.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File for text; for images X.png (a sheet of them), or a folder."
-)
+@click.option("-o", "--output", type=Place(), help="File for text; for images X.png (a sheet of them), or a folder.")
 @click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="Stop after so many seconds.")
 @backend_option
 @threads_option

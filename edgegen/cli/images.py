@@ -120,7 +120,8 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
         with progress_bar(job.method) as progress:
             if progress is not None and "progress" in _taken(type(model), job.method):
                 options["progress"] = progress
-            images = getattr(model, job.method)(*sources, **options)
+            with _naming_files(job):
+                images = getattr(model, job.method)(*sources, **options)
         manifest = model.bundle.manifest
     facts = describe(images, manifest, job)
     files = write(images, job, facts)
@@ -130,6 +131,22 @@ def run(job: Job, bundle: Path, backend: str, threads: int | None, *, as_json: b
         click.echo(to_json({"files": [str(file) for file in files], **shape, "seeds": images.seeds, **facts}))
     elif sys.stderr is not None and sys.stderr.isatty():
         click.echo(f"{len(images)} images in {job.output}", err=True)
+
+
+@contextmanager
+def _naming_files(job: Job) -> Iterator[None]:
+    """Say in an error about an image which file it was: a pipeline has seen its pixels only."""
+    sources = [source for source in job.sources if isinstance(source, Path)]
+    files = {"the mask": job.options.get("mask"), "init_image": job.options.get("init_image")}
+    if len(sources) < 2:  # of two, nobody knows which is meant
+        files["the image"] = sources[0] if sources else files["init_image"]
+    try:
+        yield
+    except InputError as error:
+        file = next((file for said, file in files.items() if file is not None and str(error).startswith(said)), None)
+        if file is None:
+            raise
+        raise InputError(f"{file}: {error}") from error
 
 
 def describe(images: "Images", manifest: "Manifest", job: Job) -> dict[str, Any]:

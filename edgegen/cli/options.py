@@ -1,6 +1,7 @@
 """Options that several commands share, and the one way to print an object."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,23 @@ import click
 from edgegen.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Place(click.Path):
+    """The path of what is read or written. An empty one is an error: to Python it is the folder where one happens to be."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Give the path. Raises InputError where it is empty."""
+        if value == "":
+            name = max(param.opts, key=len) if param is not None else "the path"
+            raise InputError(f"{name} is empty; give a path (. is the folder where you are)")
+        return super().convert(value, param, ctx)
+
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 backend_option = click.option("--backend", default="auto", show_default=True, help="Inference library to run on.")
@@ -122,7 +140,7 @@ def section_options(section: str, options: Mapping[str, dict[str, Any]]) -> Call
 
 
 TEXT, IMAGES = "Language models", "Image models (each family takes some of these)"
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = Place(dir_okay=False)
 _text_options: dict[str, dict[str, Any]] = {
     "--chat": {"is_flag": True, "help": "Use the model's chat template; without --prompt, hold a conversation."},
     "--system": {"help": "System message of the chat."},

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgegen.cli.options import echo_report, json_option
+from edgegen.cli.options import Place, echo_report, json_option
 from edgegen.errors import InputError
 
 _LINE_S = 10.0  # between lines where stderr is no terminal
@@ -18,7 +18,7 @@ _LINE_S = 10.0  # between lines where stderr is no terminal
 
 @click.command(short_help="Train the model of a recipe.")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The checkpoint, NAME.safetensors.")
+@click.option("-o", "--output", type=Place(), required=True, help="The checkpoint, NAME.safetensors.")
 @click.option(
     "--steps", type=click.IntRange(min=1), help="How many in all, with those before --resume.  [default: the recipe's]"
 )
@@ -26,7 +26,7 @@ _LINE_S = 10.0  # between lines where stderr is no terminal
 @click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same training on a CPU.  [default: 0]")
 @click.option("--resume", is_flag=True, help="Go on from where the checkpoint stopped.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint that is there.")
-@click.option("--samples", type=click.Path(path_type=Path), help="A folder for sample sheets (PNG).")
+@click.option("--samples", type=Place(), help="A folder for sample sheets (PNG).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of the arithmetic.")
 @json_option

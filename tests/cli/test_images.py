@@ -208,3 +208,40 @@ def test_help_lists_text_and_image_options_under_their_own_headings():
     text = run("generate", "--help").stdout
     general, language, image = text.index("\nOptions:"), text.index("\nLanguage models:"), text.index("\nImage models")
     assert general < text.index("--deadline") < language < text.index("--top-k") < image < text.index("--psi")
+
+
+@pytest.mark.parametrize("option", ["--output", "--input"])
+def test_an_empty_path_is_refused(bundle, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    assert f"{option} is empty; give a path" in refused(bundle, "-o", "x.png", option, "")
+    assert not CALLS
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "named"),
+    [
+        (["--init-image", "a.png"], "the image is 6 x 4", "a.png: the image"),
+        (["--init-image", "a.png"], "init_image has a height of 4", "a.png: init_image"),
+        (["--init-image", "a.png", "--mask", "m.png"], "the mask is black everywhere", "m.png: the mask"),
+        (["--init-image", "a.png"], "steps is 0", "edgegen: steps"),
+    ],
+)
+def test_an_error_about_an_image_names_its_file(bundle, tmp_path, monkeypatch, options, said, named):
+    def refuse(*_arguments, init_image=None, mask=None):
+        raise InputError(said)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FakeDiffusion, "generate", refuse)
+    for name in ("a.png", "m.png"):
+        write_png(tmp_path / name, images(1).pixels[0])
+    assert named in refused(bundle.with_name("d.bundle"), *options, "-o", "b.png")
+
+
+def test_an_error_about_an_image_to_change_names_its_file(bundle, tmp_path, monkeypatch):
+    def refuse(_self, _pixels):
+        raise InputError("the image has transparency")
+
+    monkeypatch.setattr(FakeGan, "translate", refuse)
+    write_png(tmp_path / "a.png", images(1).pixels[0])
+    said = refused(bundle, "--input", tmp_path / "a.png", "-o", tmp_path / "b.png")
+    assert f"{tmp_path / 'a.png'}: the image has transparency" in said

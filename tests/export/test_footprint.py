@@ -48,6 +48,15 @@ def test_a_view_takes_nothing_and_neither_does_a_weight():
     assert row_bytes("g", part(Weighted()), AXES) == 2 * IMAGE
 
 
+def test_the_scores_of_an_attention_are_counted():
+    class Attending(nn.Module):
+        def forward(self, x):
+            rows = x.flatten(2)[:, :, :, None].expand(-1, -1, -1, 8).contiguous()  # for each pixel of a channel, 8 numbers
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows)[..., 0].unflatten(2, (16, 16))
+
+    assert row_bytes("g", part(Attending()), AXES) == IMAGE + 8 * IMAGE + 3 * 256 * 256 * 4
+
+
 def test_the_bundle_says_what_a_row_takes(tmp_path):
     from edgegen.export.families import gan
     from edgegen.export.parts import Modules, parse_spec

@@ -53,6 +53,7 @@ def test_a_feed_is_split_and_filled_up_to_what_fits(least, most, count, sizes):
 )
 def test_a_batch_larger_than_memory_is_split(monkeypatch, row_bytes, free, sizes):
     monkeypatch.setattr(batches, "available_bytes", lambda: free)
+    monkeypatch.setattr(batches, "_TIMES", 1)
     doubling = graph(1, 8)
     doubling.row_bytes = row_bytes
     x = np.arange(27, dtype=np.float32).reshape(9, 3)
@@ -65,7 +66,10 @@ def test_what_a_row_takes_is_counted_at_the_longest_sides(monkeypatch):
     spec = TensorSpec("x", "float32", ("batch", 3, "height", "width"))
     axes = {"batch": Axis(1, 2, 32), "height": Axis(8, 16, 32), "width": Axis(8, 16, 32)}
     session = FakeSession(lambda feed, _: {}, [spec], [], axes=axes)
+    monkeypatch.setattr(batches, "_TIMES", 1)
     assert BatchedGraph(session, axes, 1 << 25).size() == 4  # 32 MiB at 16 x 16, 128 at 32 x 32; half a GiB is taken
+    monkeypatch.setattr(batches, "_TIMES", 2)
+    assert BatchedGraph(session, axes, 1 << 25).size() == 2
 
 
 def test_results_outlive_the_next_run():

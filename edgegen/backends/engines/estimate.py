@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgegen.backends import onnx_nodes
-from edgegen.backends.engines.memory import available_bytes
+from edgegen.backends.memory import available_bytes
 from edgegen.errors import BackendError
 
 if TYPE_CHECKING:

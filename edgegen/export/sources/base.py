@@ -1,6 +1,7 @@
 """What every source of a checkpoint gives, and the care they share: digests, quiet libraries, errors in one line."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,17 @@ def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. SourceError where it is none."""
+    try:
+        value = json.loads(read_bounded(path))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SourceError(f"{path} is not a JSON object")
+    return value
 
 
 def weights_sha256(files: Sequence[Path]) -> str:

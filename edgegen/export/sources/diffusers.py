@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgegen.errors import InputError, SourceError
 from edgegen.export.parts import Modules, parse_axis
-from edgegen.export.sources.base import file_sha256, reading
-from edgegen.export.sources.diffusers_files import check_weights, licence, load_module, quiet_diffusers, read_json
+from edgegen.export.sources.base import file_sha256, read_json, reading
+from edgegen.export.sources.diffusers_files import check_weights, licence, load_module, quiet_diffusers
 from edgegen.export.sources.diffusers_single import UNCONDITIONAL, open_unconditional
 from edgegen.tensors import Axis
 

@@ -2,29 +2,17 @@
 
 import contextlib
 import importlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgegen.errors import SourceError
-from edgegen.export.sources.base import PICKLES, check_loading, quiet, read_bounded, reading, refuse_pickle
+from edgegen.export.sources.base import PICKLES, check_loading, quiet, reading, refuse_pickle
 from edgegen.export.sources.huggingface import _licence, check_safetensors
 
 if TYPE_CHECKING:
     import torch
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. SourceError where it is none."""
-    try:
-        value = json.loads(read_bounded(file))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{file} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{file} is not a JSON object")
-    return value
 
 
 def licence(path: Path) -> str:

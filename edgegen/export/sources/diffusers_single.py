@@ -7,8 +7,8 @@ from typing import Any
 
 from edgegen.errors import SourceError
 from edgegen.export.parts import Modules, parse_spec
-from edgegen.export.sources.base import reading, weights_sha256
-from edgegen.export.sources.diffusers_files import check_weights, licence, load_module, quiet_diffusers, read_json
+from edgegen.export.sources.base import read_json, reading, weights_sha256
+from edgegen.export.sources.diffusers_files import check_weights, licence, load_module, quiet_diffusers
 from edgegen.tensors import Axis
 
 UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")

@@ -14,6 +14,7 @@ from edgegen.export.sources.base import (
     Checkpoint,
     check_loading,
     read_bounded,
+    read_json,
     reading,
     refuse_pickle,
     weights_sha256,
@@ -32,14 +33,14 @@ def open_checkpoint(path: Path, weights: Path | None) -> Checkpoint:
     Raises:
         SourceError: A file is missing or damaged, the weights are pickles, or the architecture needs code of its own.
     """
-    raw = _json(path / "config.json")
+    raw = read_json(path / "config.json")
     if "vision_config" in raw or "audio_config" in raw:
         raise SourceError(f"{path} is a multi-modal model; edgegen reads text-only checkpoints so far")
     files = [weights] if weights is not None else _weight_files(path)
     for file in files:
         check_safetensors(file)
-    tokenizer_config = _json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
-    generation = _json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
+    tokenizer_config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    generation = read_json(path / "generation_config.json") if (path / "generation_config.json").is_file() else {}
     config = _config(path, raw)
     eos = generation.get("eos_token_id", getattr(config, "eos_token_id", None))
     return Checkpoint(
@@ -82,22 +83,12 @@ def check_safetensors(path: Path) -> None:
         raise SourceError(f"{damaged}its header describes {needed} bytes, the file has {size}")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_bounded(path))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{path} is not a JSON object")
-    return value
-
-
 def _weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"]
     if index.is_file():
-        parts = _json(index).get("weight_map")
+        parts = read_json(index).get("weight_map")
         names = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
         strange = [name for name in names if name != Path(name).name]
         missing = [name for name in names if not (path / name).is_file()]
@@ -177,7 +168,7 @@ def _chat_template(path: Path, config: dict[str, Any]) -> str | None:
 
 
 def _special_tokens(path: Path, config: dict[str, Any]) -> dict[str, str]:
-    older = _json(path / "special_tokens_map.json") if (path / "special_tokens_map.json").is_file() else {}
+    older = read_json(path / "special_tokens_map.json") if (path / "special_tokens_map.json").is_file() else {}
     found = {key: config.get(key) or older.get(key) for key in _SPECIAL}
     texts = {key: token.get("content") if isinstance(token, dict) else token for key, token in found.items()}
     return {key: text for key, text in texts.items() if isinstance(text, str)}
