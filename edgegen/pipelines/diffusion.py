@@ -249,7 +249,8 @@ class Diffusion(Owner):
                 raise InputError(
                     f"init_image has a {name} of {given.shape[1 + place]} where {pixels} is asked for; scale it first"
                 )
-            sides.append(self._side(2 + place, pixels, factor, name))
+            whose = name if wanted is not None or given is None else f"init_image's {name}"
+            sides.append(self._side(2 + place, pixels, factor, whose))
         channels = self._inputs["sample"].axes[1] if latent is None else latent.channels
         if not isinstance(channels, int):
             raise BundleError("the denoiser's sample has no fixed number of channels; export it again")

@@ -267,6 +267,23 @@ def test_a_run_that_cannot_be_so_large_is_refused_before_the_first_step(sizes, s
     assert calls == []
 
 
+def test_sizes_are_told_in_pixels_and_as_those_of_the_image_that_was_given():
+    with latent_model() as model:
+        with pytest.raises(InputError, match="height is 5; it must be a multiple of 2"):
+            model.generate(height=5)
+        with pytest.raises(InputError, match="width is 18 pixels; this model was exported for 4 to 16"):
+            model.generate(width=18)
+        with pytest.raises(InputError, match="init_image's height is 32 pixels; this model was exported for 4 to 16"):
+            model.generate(init_image=np.zeros((32, 8, 3), np.uint8))
+        sides = {"batch": BATCH, "height": Axis(2, 4, 8, 2), "width": Axis(2, 4, 8, 2)}
+        sessions = {name: graph.session for name, graph in model.graphs.items()}
+        by_fours = Diffusion(sessions, model.settings, dict.fromkeys(sessions, sides))
+        with pytest.raises(InputError, match=r"^height is 10 pixels; this model was exported for 4 to 16, in multiples of 4$"):
+            by_fours.generate(height=10)
+        with pytest.raises(InputError, match=r"^init_image's width is 6 pixels; .* in multiples of 4$"):
+            by_fours.generate(init_image=np.zeros((8, 6, 3), np.uint8))
+
+
 def test_a_model_of_pixels_has_nothing_to_cut_but_its_batches():
     calls = []
     with pixel_model(grey, calls=calls, classes=2, null_class=2) as model:

@@ -139,8 +139,8 @@ def _read(path: Path) -> tuple[Any, list[Path]]:
     except Exception as error:  # protobuf has several classes for damage, by its implementation
         raise SourceError(f"{path} is not an ONNX file, or damaged: {str(error).splitlines()[0][:200]}") from error
     newest, version = onnx.defs.onnx_opset_version(), _opset(model)
-    if version is None or version > newest:
-        said = "names no opset" if version is None else f"is of opset {version}"
+    if version is None or version > newest:  # an empty file names none, too
+        said = "is not a valid ONNX model: it names no opset" if version is None else f"is of opset {version}"
         raise SourceError(f"{path} {said}; those up to {newest} are read: export it with an opset of {OPSET}")
     files = _external(path, model)
     try:
