@@ -14,6 +14,8 @@ from edgegen.backends.engines.worker import BuildRequest
 from edgegen.backends.trt.build import BuildOptions, build_engine
 from edgegen.backends.trt.flavours import flavour_of
 from edgegen.bundle import Bundle
+from edgegen.planner.graphs import Ask, read_bundle
+from edgegen.planner.memory import usage
 
 SMS = (86, 89, 120)
 RTX = "tensorrt-rtx"
@@ -53,3 +55,6 @@ def test_a_real_language_model_builds_in_bounded_memory(smollm2, record_property
     assert built.peak_memory_bytes < 2e9
     # The table was measured with this very model; another release of the library may take somewhat more or less.
     assert 0.5 < built.peak_memory_bytes / expected.memory_bytes < 1.25
+    planned = usage(read_bundle(smollm2.path, RTX), Ask())
+    weights = next(part.size_bytes for part in planned.parts if part.name == "weights")
+    assert 0.75 < len(built.data) / weights < 1.25  # the share of kernels and reordered weights was measured on two precisions
