@@ -44,5 +44,5 @@ RECIPE = Recipe(
     licence="CC-BY-4.0",
 )
 TRAINING = Training(
-    data=lambda: emoji(faces=True), objective=objective, steps=2200, batch_size=16, save_every=200, sheet_every=200
+    data=lambda: emoji(faces=True), objective=objective, steps=1400, batch_size=16, save_every=200, sheet_every=200
 )
