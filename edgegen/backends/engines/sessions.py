@@ -9,6 +9,8 @@ from edgegen.backends.engines.wanted import wanted_here
 from edgegen.errors import BackendError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgegen.backends.trt.build import BuildOptions
     from edgegen.backends.trt.cuda import Gpu
     from edgegen.backends.trt.flavours import Flavour
@@ -25,7 +27,7 @@ def open_cached(
     flavour: "Flavour",
     build: "BuildOptions | None",
     gpu: "Gpu",
-    start: "Callable[[bytes, BuildOptions], _Session]",
+    start: "Callable[[bytes, BuildOptions, Path], _Session]",
 ) -> _Session:
     """Open a graph's engine: from the user's cache, else built in a process of its own and kept there, which takes a while.
 
@@ -38,7 +40,8 @@ def open_cached(
         flavour: the library.
         build: what the engine is built for; if None, what `wanted_here` finds, else the defaults.
         gpu: what it runs on.
-        start: makes the session of the serialized engine, and what that is built for.
+        start: makes the session of the serialized engine, what that is built for, and the file for kernels that the library
+            compiles while it runs.
 
     Raises:
         BackendError: the engine cannot be built, or does not start.
@@ -48,9 +51,9 @@ def open_cached(
     found = store.get(want.key)
     if found is not None:
         try:
-            return start(found.data, want.options)
+            return start(found.data, want.options, store.kernels(want.key))
         except BackendError as error:
             _log.warning("graph %s: its engine in the cache is not used, and built again: %s", graph, error)
             store.discard(want.key)
     _log.info("graph %s: its engine for %s on %s is being built: %s", graph, flavour.name, gpu.name, want.estimate)
-    return start(want.obtain(store).data, want.options)
+    return start(want.obtain(store).data, want.options, store.kernels(want.key))

@@ -29,6 +29,7 @@ _log = logging.getLogger("edgegen")
 PLACE, LIMIT = "EDGEGEN_ENGINES", "EDGEGEN_ENGINES_LIMIT"  # environment variables
 DEFAULT_LIMIT_BYTES = 20 << 30
 VERDICT = ".verdict"  # beside an engine: see verdict.py
+KERNELS = ".kernels"  # beside an engine: what TensorRT-RTX compiled while it ran
 _SUFFIX, _PARTIAL, _LOCK = ".engine", ".partial", ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -73,6 +74,10 @@ class EngineStore:
     def path(self, key: EngineKey) -> Path:
         """Where the engine of `key` is, or would be."""
         return self.root / f"{key.digest}{_SUFFIX}"
+
+    def kernels(self, key: EngineKey) -> Path:
+        """Where the library keeps what it compiles while it runs that engine: native code, so the folder must be trusted."""
+        return self.path(key).with_suffix(KERNELS)
 
     def get(self, key: EngineKey) -> Engine | None:
         """The engine of `key`, checked, or None. What does not fit is removed, with a line in the log.
@@ -240,7 +245,7 @@ class EngineStore:
             for path in self.root.glob(pattern):
                 with contextlib.suppress(OSError):
                     lock.sweep(path)
-        for path in self.root.glob(f"*{VERDICT}"):
+        for path in (*self.root.glob(f"*{VERDICT}"), *self.root.glob(f"*{KERNELS}")):
             if not path.with_suffix(_SUFFIX).exists():
                 path.unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgegen.backends.memory import Content
 from edgegen.backends.trt.build import build_engine
@@ -20,7 +20,14 @@ from edgegen.tensors import Axis
 
 _log = logging.getLogger("edgegen")
 
-Start = Callable[[bytes, BuildOptions], TrtSession]
+
+class Start(Protocol):
+    """Makes a session of an engine; `kernels` is a file for what TensorRT-RTX compiles while it runs."""
+
+    def __call__(self, engine: bytes, options: BuildOptions, kernels: Path | None = None) -> TrtSession:
+        """`options`: what the engine was built for."""
+
+
 Engines = Callable[[Flavour, BuildOptions | None, Gpu, Start], TrtSession]
 
 
@@ -78,8 +85,9 @@ def open_on(
     files = GraphFiles(model, views, variant, axes, tuple(external), folder)
     gpu = gpu_of(flavour, device)
 
-    def start(engine: bytes, options: BuildOptions) -> TrtSession:
-        return TrtSession(engine, flavour, files, options, device=device, run=run)
+    def start(engine: bytes, options: BuildOptions, kernels: Path | None = None) -> TrtSession:
+        told = RunOptions(runtime_cache=kernels) if run is None else run
+        return TrtSession(engine, flavour, files, options, device=device, run=told)
 
     if engines is not None:
         return engines(flavour, build, gpu, start)

@@ -10,6 +10,7 @@ import pytest
 import edgegen
 from edgegen.backends import BACKENDS, choose, open_session, present_backends, variant_for
 from edgegen.backends.engines.ahead import build_bundle
+from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.gpu import why_no_gpu, why_not
 from edgegen.backends.trt.flavours import FLAVOURS
 from edgegen.backends.trt.profiles import BuildOptions
@@ -62,6 +63,19 @@ def test_who_builds_again_with_other_options_gets_that_engine(machine, tiny):
         assert model.session.axes["cache"].max == 40
     with Bundle.open(tiny) as bundle, open_session(backend, bundle, "decoder", build=BuildOptions(cache_length=24)) as session:
         assert session.axes["cache"].max == 24
+
+
+def test_what_rtx_compiles_while_it_runs_is_kept_beside_its_engine_and_goes_with_it(machine, tiny):
+    backend = machine("rtx").backend
+    for state in ("cold", "hot"):
+        with edgegen.load(tiny, backend=backend) as model:
+            assert model.session.details["runtime cache"] == state
+    store = EngineStore()
+    (engine,) = store.entries()
+    assert engine.with_suffix(".kernels").exists()
+    engine.unlink()
+    build_bundle(tiny, backend, context=40)  # whatever is built next sweeps
+    assert [path.suffix for path in store.root.iterdir()] == [".engine"]
 
 
 def test_auto_takes_tensorrt_where_its_library_and_a_gpu_are_there(machine, caplog):
