@@ -34,7 +34,7 @@ $(BUNDLE)/manifest.json: | .venv/installed
 	$(EDGEGEN) export export/smollm2_135m.py -o $(BUNDLE) --force
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 # What is installed is tested: a newer pyproject.toml is no reason to fetch anything on a machine without a network.
 test-gpu: $(if $(wildcard $(BIN)/python),,.venv/installed-dev)

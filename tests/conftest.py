@@ -1,9 +1,24 @@
 import itertools
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads of PyTorch would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from bundles import make_bundle
 
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share a bundle run in one process, which exports it once; the real model's, the longest, comes first."""
+    for item in items:
+        if "smollm2" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("smollm2"))
+        elif "exported" in item.fixturenames:
+            told = getattr(getattr(item, "callspec", None), "params", {})
+            item.add_marker(pytest.mark.xdist_group(f"exported {told.get('architecture', 'llama')}"))
+    items.sort(key=lambda item: "smollm2" not in item.fixturenames)
 
 
 @pytest.fixture(autouse=True)
