@@ -1,5 +1,6 @@
 """From a checked graph to a session: the engine is built, then opened, on the GPU of this machine."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,4 +113,4 @@ def for_gpu(flavour: Flavour, options: BuildOptions, gpu: Gpu) -> BuildOptions:
     """The options with this GPU's compute capability, where the library wants to be told and the options leave it open."""
     if options.compute_capabilities or flavour.capabilities() is None:
         return options
-    return BuildOptions((gpu.sm,), options.cache_length, options.prefill, options.workspace_bytes)
+    return dataclasses.replace(options, compute_capabilities=(gpu.sm,))
