@@ -21,6 +21,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "smollm2" not in item.fixturenames)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes never name a test: a time stamp in a gzip header would give it another name in each of the processes."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _own_engines(monkeypatch, tmp_path_factory):
     """No test sees the user's cache of engines, or another test's. Nothing is made unless an engine is kept."""
