@@ -17,9 +17,9 @@ from types import TracebackType
 
 import msgspec
 
-from edgegen import onnx_walk
 from edgegen.archive import Blob, Folder, Tar, open_archive, write_tar
 from edgegen.errors import BundleError, ExportError, InputError, UnknownNameError
+from edgegen.graphs import walk
 from edgegen.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -50,7 +50,7 @@ class GraphFiles:
     weights: Mapping[str, memoryview]
     variant: Variant
     axes: Mapping[str, Axis]
-    external: tuple[onnx_walk.ExternalTensor, ...]
+    external: tuple[walk.ExternalTensor, ...]
     folder: Path | None
 
 
@@ -121,7 +121,7 @@ class Bundle:
 
         Raises:
             UnknownNameError: no such graph or variant.
-            BundleError: a file is damaged, or the graph is not to be trusted (`onnx_walk.check`).
+            BundleError: a file is damaged, or the graph is not to be trusted (`graphs.walk.check`).
         """
         graph = self.manifest.graphs.get(name)
         if graph is None:
@@ -134,7 +134,7 @@ class Bundle:
             digests = pool.map(self._check_digest, [path for path in chosen.weights if path not in self._trusted])
             model = self.read(chosen.path)
             weights = {path.rpartition("/")[2]: self._blob(path).view() for path in chosen.weights}
-            external = onnx_walk.check(model, {location: len(view) for location, view in weights.items()}, chosen)
+            external = walk.check(model, {location: len(view) for location, view in weights.items()}, chosen)
             list(digests)
         folder = (self._place / chosen.path).parent if isinstance(self._archive, Folder) else None
         return GraphFiles(model, weights, chosen, graph.axes, external, folder)

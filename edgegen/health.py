@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgegen.backends import BACKENDS, fault, install_hint, present_backends
-from edgegen.backends.kernels import kernels as own_kernels
+from edgegen.backends.ort.kernels import kernels as own_kernels
 
 _BASE = ("numpy", "msgspec", "tokenizers", "jinja2", "click", "rich")
 _WORKSTATION = ("torch", "onnx", "onnxscript", "transformers", "safetensors", "gguf", "accelerate")

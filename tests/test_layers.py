@@ -9,10 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "edgegen"
 LIBRARIES = {  # a library that only one place may know: the modules that may import it
     "onnxruntime": (
-        *(
-            f"edgegen.backends.{module}"
-            for module in ("ort", "ort_binding", "ort_create", "ort_device", "ort_failures", "ort_providers")
-        ),
+        *(f"edgegen.backends.ort.{module}" for module in ("session", "binding", "create", "device", "failures", "providers")),
         "edgegen.export",
     ),
     "tensorrt": (),  # modules of TensorRT's API are passed around: `backends.trt.flavours` imports them by name
@@ -31,7 +28,7 @@ LEVELS = (  # from the ground up; a module may import those of its own level and
     ("edgegen.tensors", "edgegen.confine", "edgegen.sandbox", "edgegen.media"),
     ("edgegen.manifest",),
     (
-        "edgegen.onnx_walk",
+        "edgegen.graphs",
         "edgegen.archive",
         "edgegen.sampling",
         "edgegen.schedules",

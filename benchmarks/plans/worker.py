@@ -9,7 +9,7 @@ import sys
 import time
 
 import edgegen
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort.session import OrtSession
 from edgegen.bench.machine import peak_memory_bytes
 
 REPEATS = 3  # the second run of a graph takes memory that the first did not

@@ -61,18 +61,18 @@ def _on_gpu(provider: str, library: str, part: str = "", *, automatic: bool = Fa
 
     All of them run the canonical graph. The variant "onnxruntime" is lowered for the CPU: float32 with GroupQueryAttention, for
     which the CUDA provider has float16 and bfloat16 alone. Of the canonical graph it has every kernel but Swish's, which
-    ONNX Runtime expands. Integer weights save space in the bundle there, not time (see `ort_providers`), unless the bundle has
+    ONNX Runtime expands. Integer weights save space in the bundle there, not time (see `ort.providers`), unless the bundle has
     the variant "onnxruntime-cuda": CUDA's kernels for quantized products and attention, in float16.
     """
     return Backend(
-        "edgegen.backends.ort:OrtSession",
+        "edgegen.backends.ort.session:OrtSession",
         library,
         "gpu",
         ("onnxruntime-cuda", "canonical") if provider == "cuda" else ("canonical",),
         needs_gpu=True,
         options={"provider": provider},
         part=part,
-        fault="edgegen.backends.ort_providers:fault",
+        fault="edgegen.backends.ort.providers:fault",
         fault_of=provider,
         automatic=automatic,
         package=package,
@@ -100,7 +100,7 @@ BACKENDS: Mapping[str, Backend] = {  # the best first: `auto` takes the first th
     "tensorrt": _engines("tensorrt", "tensorrt", "INetworkDefinition.add_kv_cache_update", ("tensorrt-legacy",)),
     "tensorrt-rtx": _engines("tensorrt-rtx", "tensorrt_rtx"),
     "onnxruntime-cuda": _on_gpu("cuda", "onnxruntime", _CUDA, automatic=True),
-    "onnxruntime": Backend("edgegen.backends.ort:OrtSession", "onnxruntime", "cpu", ("onnxruntime", "canonical")),
+    "onnxruntime": Backend("edgegen.backends.ort.session:OrtSession", "onnxruntime", "cpu", ("onnxruntime", "canonical")),
     # These two build engines whenever a bundle is loaded, which takes minutes: only for those who ask for them.
     "onnxruntime-tensorrt": _on_gpu("tensorrt", "onnxruntime", _TENSORRT),
     "onnxruntime-tensorrt-rtx": _on_gpu(
@@ -175,13 +175,13 @@ def _is_old(backend: Backend) -> bool:
 
 def too_old(name: str, bundle: "Bundle", graph: str) -> str | None:
     """Why the installed library of a backend is too old for a graph of `bundle`; None where it is not. Imports the library."""
-    from edgegen.backends import onnx_nodes
     from edgegen.devices.precisions import FIRST_CANONICAL, NEW_OPERATORS
+    from edgegen.graphs.nodes import read
 
     backend, variant = BACKENDS[name], variant_for(name, bundle, graph)
     if not _is_old(backend) or variant in backend.older:
         return None
-    used = {node.operator.decode() for node in onnx_nodes.read(bundle.graph(graph, variant).model).nodes}
+    used = {node.operator.decode() for node in read(bundle.graph(graph, variant).model).nodes}
     if not (newer := sorted(used.intersection(NEW_OPERATORS))):
         return None
     return (

@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
 
 from edgegen.backends.base import State
+from edgegen.backends.graph_session import GraphSession
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair
 from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec, check_feed
@@ -56,7 +56,7 @@ class FakeState:
         self.tensors = {}
 
 
-class FakeSession:
+class FakeSession(GraphSession):
     """A session (see `backends.base.Session`) whose graph is a numpy function.
 
     The arrays that a run returns are overwritten with garbage by the next run, so that whoever keeps them too long sees it.
@@ -82,43 +82,18 @@ class FakeSession:
         defaults: Tensors | None = None,
     ) -> None:
         self._function: Function | None = function
-        self._inputs = {spec.name: spec for spec in inputs}
-        self._outputs = {spec.name: spec for spec in outputs}
-        self._state = [(self._inputs[pair.input], pair.axis) for pair in state]
-        in_state = {name for pair in state for name in (pair.input, pair.output)}
-        self._fed = {name: spec for name, spec in self._inputs.items() if name not in in_state}
-        self._fetched = [name for name in self._outputs if name not in in_state]
-        self._axes, self._defaults = dict(axes or {}), dict(defaults or {})
+        super().__init__("this graph", inputs, outputs, state, axes)
+        self._defaults = dict(defaults or {})
         self._lent: list[Tensor] = []
         self._lock = threading.Lock()
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """Every input, state included."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """Every output, state included."""
-        return self._outputs
-
-    @property
-    def axes(self) -> Mapping[str, Axis]:
-        """The sizes of the named axes that it takes."""
-        return self._axes
-
-    @property
-    def details(self) -> Mapping[str, str]:
-        """There is nothing to tell."""
-        return {}
-
-    def new_state(self, capacity: int) -> FakeState:
+    def new_state(self, capacity: int) -> State:
         """Fresh state with room for `capacity` entries; its content is zero."""
-        if not self._state:
-            raise InputError("this graph has no state")
+        if not self._pairs:
+            return super().new_state(capacity)
         if self._function is None:
             raise BackendError("the session is closed")
-        return FakeState(self._state, capacity)
+        return FakeState([(spec, pair.axis) for pair, spec in self._pairs.items()], capacity)
 
     def run(self, inputs: Tensors, *, state: State | None = None, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Run the function once; see the protocol."""
@@ -138,7 +113,8 @@ class FakeSession:
         return fetched
 
     def _tensors(self, state: State | None) -> dict[str, Tensor]:
-        if not self._state:
+        if not self._pairs:
+            self._refuse_state(state)
             return {}
         if not isinstance(state, FakeState):
             raise InputError("this graph has state: make it with new_state and pass it to run")
@@ -149,14 +125,6 @@ class FakeSession:
     def close(self) -> None:
         """Free everything. Closing twice is allowed."""
         self._function = None
-
-    def __enter__(self) -> "FakeSession":
-        """The session is ready from construction."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close."""
-        self.close()
 
 
 def fake_lm(

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from edgegen.backends import cgroups
 from edgegen.backends.cgroups import read
-
-Content = bytes | memoryview | mmap.mmap
+from edgegen.graphs.walk import Content
 
 _MEMINFO = Path("/proc/meminfo")
 _PERIOD_S = 0.005  # a library packs 1 to 2 GB/s: 5 to 10 MB between two looks

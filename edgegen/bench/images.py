@@ -7,13 +7,13 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edgegen.backends import AUTO, choose, open_session, variant_for
 from edgegen.backends.base import Session, State
+from edgegen.backends.graph_session import GraphSession
 from edgegen.bench.cold import measure_cold_call, measure_import
 from edgegen.bench.machine import describe
 from edgegen.bench.measure import Clock, measure, summarize
@@ -22,7 +22,7 @@ from edgegen.bundle import Bundle
 from edgegen.errors import InputError
 from edgegen.pipelines import pipeline_class
 from edgegen.pipelines.images import draws
-from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
+from edgegen.tensors import Axis, Tensor, Tensors
 
 _COLD_REPEATS = 3
 _PROMPT = "a photograph of a red fox in the snow"
@@ -34,10 +34,11 @@ METHOD = (
 )
 
 
-class TimedSession:
+class TimedSession(GraphSession):
     """A session that writes down how often it ran, and for how long; all else is the inner one's (`backends.base.Session`)."""
 
     def __init__(self, inner: Session, clock: Clock) -> None:
+        super().__init__("the graph", inner.inputs.values(), inner.outputs.values(), axes=inner.axes)
         self._inner, self._clock = inner, clock
         self._runs, self._seconds = 0, 0.0
 
@@ -46,21 +47,6 @@ class TimedSession:
         taken = self._runs, self._seconds
         self._runs, self._seconds = 0, 0.0
         return taken
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """Of the inner session."""
-        return self._inner.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """Of the inner session."""
-        return self._inner.outputs
-
-    @property
-    def axes(self) -> Mapping[str, Axis]:
-        """Of the inner session."""
-        return self._inner.axes
 
     @property
     def details(self) -> Mapping[str, str]:
@@ -83,12 +69,6 @@ class TimedSession:
     def close(self) -> None:
         """Close the inner session."""
         self._inner.close()
-
-    def __enter__(self) -> "TimedSession":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def bench_images(

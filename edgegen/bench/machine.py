@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgegen.backends import BACKENDS
-from edgegen.backends.kernels import kernels
+from edgegen.backends.ort.kernels import kernels
 from edgegen.backends.threads import default_threads
 from edgegen.devices.cpu import clock_hz, instructions, last_level_cache_bytes
 from edgegen.devices.detect import detect

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort.session import OrtSession
 from edgegen.bundle import Bundle
 from edgegen.proof.decoder_lm import TOLERANCES, Fidelity, read_proof, replay
 

@@ -1,5 +1,5 @@
 // GroupQueryAttention of com.microsoft: one sequence, its cache updated in place where past and present are the same memory.
-// Which nodes come here, edgegen/backends/kernels.py decides.
+// Which nodes come here, edgegen/backends/ort/kernel_nodes.py decides.
 #include <math.h>
 
 #include "operators.h"

@@ -1,5 +1,5 @@
 // MatMulNBits of com.microsoft: float32 [.., inputs] x [rows, inputs] of 4 or 8 bits -> float32 [.., rows]. Which nodes come
-// here, edgegen/backends/kernels.py decides.
+// here, edgegen/backends/ort/kernel_nodes.py decides.
 #include "operators.h"
 
 typedef struct {

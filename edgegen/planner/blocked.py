@@ -8,7 +8,7 @@ much memory as the images.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from edgegen.backends.onnx_nodes import Constant, Node
+from edgegen.graphs.nodes import Constant, Node
 from edgegen.planner.shapes import Form
 
 BLOCK = 16  # channels: MlasNchwcGetBlockSize with AVX-512 and on ARM64; 8 with AVX2

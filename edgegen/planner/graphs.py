@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgegen.backends import BACKENDS
-from edgegen.backends.image_nodes import DOMAIN
-from edgegen.backends.kernel_nodes import exchange
-from edgegen.backends.onnx_nodes import Constant, Graph, Node, read
+from edgegen.backends.ort.image_nodes import DOMAIN
+from edgegen.backends.ort.kernel_nodes import exchange
 from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.bundle import Bundle
 from edgegen.errors import BundleError, InputError
+from edgegen.graphs.nodes import Constant, Graph, Node, read
 from edgegen.manifest import Manifest, Variant
 from edgegen.planner.blocked import in_blocks
 from edgegen.planner.liveness import runtime_order

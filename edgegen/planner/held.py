@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from edgegen.backends.image_nodes import DOMAIN
-from edgegen.backends.onnx_nodes import Constant, Node
-from edgegen.onnx_walk import ELEMENT_BITS
+from edgegen.backends.ort.image_nodes import DOMAIN
+from edgegen.graphs.nodes import Constant, Node
+from edgegen.graphs.walk import ELEMENT_BITS
 from edgegen.planner.blocked import BLOCK
 from edgegen.planner.shapes import Form
 

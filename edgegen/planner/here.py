@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgegen.backends.kernels import kernels
+from edgegen.backends.memory import available_bytes
+from edgegen.backends.ort.kernels import kernels
 from edgegen.backends.threads import default_threads
 from edgegen.bench.machine import read_bandwidth
 from edgegen.devices.detect import detect
@@ -51,7 +52,7 @@ def fit_line(path: Any) -> str:
     except EdgegenError as error:
         return f"memory:  not known: {error}"
     what = f"a context of {asked.context}" if asked.context is not None else f"a batch of {asked.batch}"
-    free = detect().available_bytes
+    free = available_bytes()
     said = f"memory:  {size >> 20} MiB at the peak with onnxruntime on the CPU and {what}"
     if free is None:
         return said

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from edgegen.backends.onnx_nodes import Node
+from edgegen.graphs.nodes import Node
 from edgegen.planner.shapes import Form
 
 ROUNDING = 256  # bytes: onnxruntime's arena (core/framework/bfc_arena.h, kMinAllocationSize) and CUDA's allocators

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from edgegen.backends.onnx_nodes import Node
+from edgegen.graphs.nodes import Node
 from edgegen.planner import arena, held, liveness, scratch
 from edgegen.planner.graphs import CPU, ENGINES, Ask, PlannedBundle, PlannedGraph, as_run
 from edgegen.planner.shapes import FLOAT32, Shapes, input_forms

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from edgegen.backends.onnx_nodes import Constant, Node
+from edgegen.graphs.nodes import Constant, Node
 from edgegen.planner import held
 from edgegen.planner.graphs import PREFILL, Ask, PlannedBundle, PlannedGraph, folded
 from edgegen.planner.shapes import Form, input_forms

@@ -7,8 +7,8 @@ table of scores, which theirs do not.
 import math
 from collections.abc import Mapping, Sequence
 
-from edgegen.backends.image_nodes import DOMAIN
-from edgegen.backends.onnx_nodes import Node
+from edgegen.backends.ort.image_nodes import DOMAIN
+from edgegen.graphs.nodes import Node
 from edgegen.planner.shapes import Form
 
 _FLOAT = 4  # bytes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.backends.onnx_nodes import Node
+from edgegen.graphs.nodes import Node
 
 Shape = tuple[int, ...]
 Rule = Callable[["Call"], Sequence[Sequence[int]]]

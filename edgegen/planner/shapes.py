@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgegen.backends.onnx_nodes import Graph, Node
+from edgegen.graphs.nodes import Graph, Node
+from edgegen.graphs.walk import DTYPES, ELEMENT_BITS
 from edgegen.manifest import Variant
-from edgegen.onnx_walk import DTYPES, ELEMENT_BITS
 from edgegen.planner.shape_rules import FIXED_DTYPES, RULES, SECOND_DTYPES, Call, Shape
 from edgegen.planner.shape_values import value_of
 

@@ -75,3 +75,8 @@ def test_without_a_target_it_is_this_machine(bundle):
 
 def test_inspect_tells_whether_it_fits_here(bundle):
     assert "fits here" in run("inspect", bundle).output
+
+
+def test_inspect_counts_what_a_container_may_take_not_what_the_machine_has(bundle, monkeypatch):
+    monkeypatch.setattr("edgegen.planner.here.available_bytes", lambda: 5 << 20)
+    assert "DOES NOT FIT here, 5 MiB are free" in run("inspect", bundle).output

@@ -14,7 +14,7 @@ from simulated_tensorrt import simulate
 from tiny_models import ARCHITECTURES, make_tiny, tiny_config
 from torch import nn
 
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort.session import OrtSession
 from edgegen.backends.trt.build import BuildOptions, build_engine
 from edgegen.backends.trt.flavours import flavour_of
 from edgegen.bundle import Bundle

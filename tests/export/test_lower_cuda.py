@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 import onnx_ir as ir
 
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort.session import OrtSession
 from edgegen.bundle import Bundle
 from edgegen.errors import ExportError
 from edgegen.export.lower_cuda import halve, to_onnxruntime_cuda

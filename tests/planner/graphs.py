@@ -1,6 +1,6 @@
 """Small graphs made by hand, for tests of the planner."""
 
-from edgegen.backends.onnx_nodes import Constant, Graph, Node
+from edgegen.graphs.nodes import Constant, Graph, Node
 from edgegen.planner.shapes import Form
 
 FLOAT = 1

@@ -3,8 +3,8 @@
 import pytest
 from graphs import FLOAT, forms, node
 
-from edgegen.backends.image_nodes import DOMAIN
-from edgegen.backends.onnx_nodes import Constant
+from edgegen.backends.ort.image_nodes import DOMAIN
+from edgegen.graphs.nodes import Constant
 from edgegen.planner import held, scratch
 from edgegen.planner.shapes import Form
 

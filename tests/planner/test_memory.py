@@ -11,7 +11,7 @@ from bundles import make_bundle, manifest
 from bundles_to_plan import CHANNELS, convolutions
 
 from edgegen.backends import variant_for
-from edgegen.backends.kernels import kernels
+from edgegen.backends.ort.kernels import kernels
 from edgegen.backends.threads import default_threads
 from edgegen.bundle import Bundle
 from edgegen.devices.table import lookup

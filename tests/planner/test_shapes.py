@@ -7,7 +7,7 @@ import pytest
 from graphs import forms, graph, node
 from onnx import helper, numpy_helper
 
-from edgegen.backends.onnx_nodes import read
+from edgegen.graphs.nodes import read
 from edgegen.planner.shapes import Form, evaluate, infer
 
 F = np.float32

@@ -9,9 +9,9 @@ the device knows.
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgegen.backends import onnx_nodes
 from edgegen.backends.memory import available_bytes
 from edgegen.errors import BackendError
+from edgegen.graphs.nodes import read
 
 if TYPE_CHECKING:
     from edgegen.bundle import Bundle
@@ -74,4 +74,4 @@ def estimate(bundle: "Bundle", graph: str, variant: str) -> Estimate:
     chosen = bundle.manifest.graphs[graph].variants[variant]
     weights_bytes = sum(bundle.manifest.files[path].size_bytes for path in chosen.weights)
     model = bundle.read(chosen.path)
-    return Estimate.of(weights_bytes + len(model), len(onnx_nodes.read(model).nodes))
+    return Estimate.of(weights_bytes + len(model), len(read(model).nodes))

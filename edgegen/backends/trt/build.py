@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgegen.backends import onnx_nodes
-from edgegen.backends.onnx_edit import check_named, content_of, with_sizes, with_weights, without_defaults
 from edgegen.backends.trt.flavours import Flavour
 from edgegen.backends.trt.log import Log, parser_errors, shortened
 from edgegen.backends.trt.profiles import BuildOptions, Plan, Profile, plan
 from edgegen.backends.trt.progress import Progress, Watch, monitor
 from edgegen.devices.precisions import NEW_OPERATORS
 from edgegen.errors import BackendError
+from edgegen.graphs.edit import check_named, content_of, with_sizes, with_weights, without_defaults
+from edgegen.graphs.nodes import read
 
 if TYPE_CHECKING:
     from edgegen.bundle import GraphFiles
@@ -150,7 +150,7 @@ def _refuse_dropped_inputs(log: Log, files: "GraphFiles", what: str) -> None:
     if not dropped:
         return
     name = dropped[0].encode()
-    users = [node for node in onnx_nodes.read(files.model).nodes if name in node.inputs]
+    users = [node for node in read(files.model).nodes if name in node.inputs]
     if not users:
         raise BackendError(f"{what}: no node takes the input {dropped[0]!r}; export the graph without it")
     where = ", ".join(f"{node.operator.decode()} (output {node.outputs[0].decode()!r})" for node in users)

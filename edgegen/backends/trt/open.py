@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgegen.backends.memory import Content
 from edgegen.backends.trt.build import build_engine
 from edgegen.backends.trt.cuda import Cuda, Gpu, load_runtime
 from edgegen.backends.trt.engine import RunOptions
@@ -15,8 +14,8 @@ from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.backends.trt.session import TrtSession
 from edgegen.bundle import GraphFiles
 from edgegen.errors import BackendError
+from edgegen.graphs.walk import Content, ExternalTensor
 from edgegen.manifest import Variant
-from edgegen.onnx_walk import ExternalTensor
 from edgegen.tensors import Axis
 
 _log = logging.getLogger("edgegen")

@@ -3,13 +3,12 @@
 import contextlib
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgegen.backends.base import State
 from edgegen.backends.feed_check import FeedCheck
-from edgegen.backends.onnx_edit import without_defaults
+from edgegen.backends.graph_session import GraphSession
 from edgegen.backends.trt.buffers import Buffers
 from edgegen.backends.trt.cuda import Cuda, load_runtime
 from edgegen.backends.trt.engine import Engine, RunOptions
@@ -19,14 +18,15 @@ from edgegen.backends.trt.profiles import BuildOptions, plan
 from edgegen.backends.trt.runner import Runner
 from edgegen.backends.trt.state import TrtState
 from edgegen.errors import BackendError, InputError
+from edgegen.graphs.edit import without_defaults
 from edgegen.manifest import StatePair
-from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
+from edgegen.tensors import Tensor, Tensors
 
 if TYPE_CHECKING:
     from edgegen.bundle import GraphFiles
 
 
-class TrtSession:
+class TrtSession(GraphSession):
     """One engine, on one GPU: see `edgegen.backends.base.Session` for the contract.
 
     A context is made for each profile when it is first needed. Runs that come again with the same shapes and memory, as the
@@ -64,17 +64,13 @@ class TrtSession:
         trt, run = flavour.load(), run or RunOptions()
         self.backend = flavour.name
         self._what = f"{flavour.name} {flavour.version()}, {files.variant.path}"
-        self._trt, self._path = trt, files.variant.path
+        self._trt = trt
         self._lock = threading.RLock()
         self._states: weakref.WeakSet[TrtState] = weakref.WeakSet()
         self._runners: dict[int, Runner] = {}
         self._plan = plan(files.variant, files.axes, options)
-        self._inputs = {spec.name: spec for spec in files.variant.inputs}
-        self._outputs = {spec.name: spec for spec in files.variant.outputs}
-        self._pairs = {pair: self._inputs[pair.input] for pair in files.variant.state}
-        state = {name for pair in self._pairs for name in (pair.input, pair.output)}
-        self._fetched = tuple(name for name in self._outputs if name not in state)
-        self._fed = {name: spec for name, spec in self._inputs.items() if name not in state}
+        variant = files.variant
+        super().__init__(variant.path, variant.inputs, variant.outputs, variant.state, self._plan.axes)
         self._defaults = without_defaults(files.model)[1]
         self._feeds = FeedCheck(self._fed, self._fed.keys(), self._outputs, self._plan.axes)
         self._log = Log(trt)
@@ -94,21 +90,6 @@ class TrtSession:
             self._state_kind = "in place" if aliased == len(self._pairs) else "two copies that change places"
             self._values = {name: spec for name, spec in self._fed.items() if self._engine.slots[name].is_on_host}
             self._opened = opened.pop_all()
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """Every input, state included."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """Every output, state included."""
-        return self._outputs
-
-    @property
-    def axes(self) -> Mapping[str, Axis]:
-        """The sizes of the named axes that the engine was built for."""
-        return self._plan.axes
 
     @property
     def details(self) -> dict[str, str]:
@@ -137,10 +118,10 @@ class TrtSession:
             "replayed": sum(runner.replays for runner in runners),
         }
 
-    def new_state(self, capacity: int) -> TrtState:
+    def new_state(self, capacity: int) -> State:
         """Fresh zero state. It has room for the whole cache that the engine was built for, which is at least `capacity`."""
         if not self._pairs:
-            raise InputError(f"{self._path} keeps no state; run it without one")
+            return super().new_state(capacity)
         for pair, spec in self._pairs.items():
             bounds = self._plan.axes.get(str(spec.axes[pair.axis]))
             if capacity < 1 or (bounds is not None and capacity > bounds.max):
@@ -185,12 +166,6 @@ class TrtSession:
             self._engine = None
             self._opened.close()
 
-    def __enter__(self) -> "TrtSession":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def _open(self) -> Engine:
         if self._engine is None:
             raise BackendError(f"the session of {self._path} is closed; load the bundle again")
@@ -198,8 +173,7 @@ class TrtSession:
 
     def _check_state(self, state: State | None) -> TrtState | None:
         if not self._pairs:
-            if state is not None:
-                raise InputError(f"{self._path} keeps no state; run it without one")
+            self._refuse_state(state)
             return None
         if not isinstance(state, TrtState) or state not in self._states or not state.is_open:
             raise InputError(f"{self._path} needs an open state, made by new_state() of this session")

@@ -7,9 +7,9 @@ import onnxruntime as ort
 import pytest
 from backends.test_session import ADD, AXES, SCATTER, onnx_add, onnx_scatter, rows
 
-from edgegen.backends.ort import OrtSession
-from edgegen.backends.ort_device import Captures, DeviceBinding, Place, _host_inputs
-from edgegen.backends.ort_state import Shelf
+from edgegen.backends.ort.device import Captures, DeviceBinding, Place, _host_inputs
+from edgegen.backends.ort.session import OrtSession
+from edgegen.backends.ort.state import Shelf
 from edgegen.errors import InputError
 
 
@@ -91,10 +91,10 @@ def test_what_is_read_is_a_copy(scatter):
 
 
 def test_a_graph_built_for_one_length_gives_every_state_that_length(monkeypatch):
-    from edgegen.backends import ort_providers
+    from edgegen.backends.ort import providers
 
-    fixed = ort_providers.PROVIDERS["cpu"]._replace(fixed_state=True)
-    monkeypatch.setitem(ort_providers.PROVIDERS, "cpu", fixed)
+    fixed = providers.PROVIDERS["cpu"]._replace(fixed_state=True)
+    monkeypatch.setitem(providers.PROVIDERS, "cpu", fixed)
     with OrtSession(onnx_scatter(), {}, SCATTER, AXES, threads=1, cache_length=20, resident=True) as session:
         state = session.new_state(4)
         assert state.capacity == 20

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from edgegen.backends.ort_binding import Binding
+from edgegen.backends.ort.binding import Binding
 from edgegen.manifest import StatePair
 from edgegen.tensors import Tensor, Tensors, TensorSpec
 

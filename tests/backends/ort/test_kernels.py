@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgegen.backends import kernels as own
-from edgegen.backends.kernel_nodes import exchange
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort import kernels as own
+from edgegen.backends.ort.kernel_nodes import exchange
+from edgegen.backends.ort.session import OrtSession
 from edgegen.errors import BackendError
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, TensorSpec
@@ -183,7 +183,7 @@ def test_attention_is_what_onnxruntimes_is(instructions, monkeypatch, case):
     form = CASES[case]
     shape = {key: value for key, value in form.items() if key in ("heads", "kv_heads", "size", "packed")}
     with attention(True, **form) as ours:
-        monkeypatch.setattr("edgegen.backends.ort_create.kernels", lambda: None)
+        monkeypatch.setattr("edgegen.backends.ort.create.kernels", lambda: None)
         with attention(False, **form) as theirs:
             # From the beginning, one token, several, many keys (more than a piece), and behind a filled cache.
             for past, tokens in ((0, 1), (0, 7), (0, 130), (20, 1), (255, 1), (256, 1), (700, 1), (300, 5), (600, 90)):
@@ -225,7 +225,7 @@ def test_attention_that_the_kernels_cannot_do_stays_onnxruntimes(form):
 
 
 def environment_says(value: str) -> subprocess.CompletedProcess:
-    code = "from edgegen.backends.kernels import kernels; print(kernels())"
+    code = "from edgegen.backends.ort.kernels import kernels; print(kernels())"
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {own.VARIABLE: value}, capture_output=True, text=True, check=False
     )

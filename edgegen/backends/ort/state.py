@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgegen.backends.ort_binding import Binding
+from edgegen.backends.ort.binding import Binding
 from edgegen.errors import BackendError, InputError
 from edgegen.manifest import StatePair
 from edgegen.tensors import Axis, Tensor, TensorSpec

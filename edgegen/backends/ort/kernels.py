@@ -13,7 +13,7 @@ from edgegen.errors import BackendError
 
 VARIABLE = "EDGEGEN_KERNELS"  # "off", or the name of an instruction set
 
-_LIBRARY = Path(__file__).parent.parent / "native" / "libedgegen_kernels.so"
+_LIBRARY = Path(__file__).parents[2] / "native" / "libedgegen_kernels.so"
 
 
 class Kernels(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from edgegen.backends import kernels as own
+from edgegen.backends.ort import kernels as own
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgegen.backends.onnx_edit import with_sizes, with_weights, without_defaults
 from edgegen.errors import BackendError
-from edgegen.onnx_walk import ExternalTensor
+from edgegen.graphs.edit import with_sizes, with_weights, without_defaults
+from edgegen.graphs.walk import ExternalTensor
 
 DTYPES = ["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from edgegen.backends.onnx_nodes import Constant, Graph, Node, Value, encode
+from edgegen.graphs.nodes import Constant, Graph, Node, Value, encode
 
 DOMAIN = b"ai.edgegen.v1"
 

@@ -6,8 +6,8 @@ from bundles import DATA, manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgegen import onnx_walk
 from edgegen.errors import BundleError
+from edgegen.graphs import walk
 from edgegen.manifest import Variant
 from edgegen.tensors import TensorSpec
 
@@ -45,7 +45,7 @@ def external(onnx, **entries):
 
 def check(model, sizes=None, variant=TINY):
     data = model if isinstance(model, bytes) else model.SerializeToString()
-    return onnx_walk.check(data, {"w.bin": 64} if sizes is None else sizes, variant)
+    return walk.check(data, {"w.bin": 64} if sizes is None else sizes, variant)
 
 
 def assert_refused(model, message):
@@ -57,7 +57,7 @@ def assert_refused(model, message):
 
 @pytest.mark.parametrize("variant", ["canonical", "onnxruntime"])
 def test_the_graphs_that_edgegen_writes_pass(variant):
-    onnx_walk.check(decoder(variant), SIZES, VARIANTS[variant])
+    walk.check(decoder(variant), SIZES, VARIANTS[variant])
 
 
 def test_three_thousand_nodes_take_milliseconds(onnx):
@@ -126,8 +126,8 @@ def test_graphs_nested_too_deep_are_refused(onnx):
             node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch(onnx, node))
         return build(onnx, node)
 
-    check(nested(onnx_walk.MAX_DEPTH))
-    assert_refused(nested(onnx_walk.MAX_DEPTH + 1), "nested deeper than 16")
+    check(nested(walk.MAX_DEPTH))
+    assert_refused(nested(walk.MAX_DEPTH + 1), "nested deeper than 16")
 
 
 def test_training_graphs_and_sparse_tensors_are_refused(onnx):
@@ -220,7 +220,7 @@ def test_a_tensor_without_its_bytes_is_refused(onnx):
 
 
 def test_every_dtype_that_onnx_packs_has_its_size(onnx):
-    for dtype, bits in onnx_walk.ELEMENT_BITS.items():
+    for dtype, bits in walk.ELEMENT_BITS.items():
         raw = bytes((5 * bits + 7) // 8)
         check(build(onnx, initializers=[onnx.TensorProto(name="w", data_type=dtype, dims=[5], raw_data=raw)]))
         if bits >= 8:
@@ -243,16 +243,16 @@ def test_other_inputs_and_outputs_than_the_manifest_says_are_refused(onnx):
 
 
 MESSAGES = {
-    "ModelProto": onnx_walk._MODEL,
-    "GraphProto": onnx_walk._GRAPH,
-    "NodeProto": onnx_walk._NODE,
-    "AttributeProto": onnx_walk._ATTRIBUTE,
-    "FunctionProto": onnx_walk._FUNCTION,
-    "TensorProto": onnx_walk._TENSOR,
-    "StringStringEntryProto": onnx_walk._ENTRY,
-    "ValueInfoProto": onnx_walk._VALUE,
-    "TypeProto": onnx_walk._TYPE,
-    "TypeProto.Tensor": onnx_walk._TENSOR_TYPE,
+    "ModelProto": walk._MODEL,
+    "GraphProto": walk._GRAPH,
+    "NodeProto": walk._NODE,
+    "AttributeProto": walk._ATTRIBUTE,
+    "FunctionProto": walk._FUNCTION,
+    "TensorProto": walk._TENSOR,
+    "StringStringEntryProto": walk._ENTRY,
+    "ValueInfoProto": walk._VALUE,
+    "TypeProto": walk._TYPE,
+    "TypeProto.Tensor": walk._TENSOR_TYPE,
 }
 
 
@@ -306,13 +306,13 @@ def test_bytes_that_readers_could_take_in_two_ways_are_refused(data, message):
 
 
 def test_the_number_of_fields_is_bounded(monkeypatch):
-    monkeypatch.setattr(onnx_walk, "MAX_FIELDS", 1000)
+    monkeypatch.setattr(walk, "MAX_FIELDS", 1000)
     assert_refused(field(8, 2, 0) * 1001, "more than 1000 fields")
     assert_refused(wrap(7, wrap(5, wrap(1, bytes([1]) * 2000))), "more than 1000 fields")
 
 
 def test_a_file_too_large_to_be_a_graph_is_refused(monkeypatch):
-    monkeypatch.setattr(onnx_walk, "MAX_MODEL_BYTES", 10)
+    monkeypatch.setattr(walk, "MAX_MODEL_BYTES", 10)
     assert_refused(bytes(11), "keep weights external")
 
 
@@ -327,7 +327,7 @@ def test_any_damage_is_refused_or_harmless(variant, edits):
         place = anywhere % len(data)
         data[place : place + (not insert)] = [byte]
     try:
-        onnx_walk.check(bytes(data), SIZES, VARIANTS[variant])
+        walk.check(bytes(data), SIZES, VARIANTS[variant])
     except BundleError as error:
         refusal = str(error)
         assert "\n" not in refusal
@@ -337,4 +337,4 @@ def test_any_damage_is_refused_or_harmless(variant, edits):
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(data):
     with pytest.raises(BundleError):
-        onnx_walk.check(data, SIZES, VARIANTS["canonical"])
+        walk.check(data, SIZES, VARIANTS["canonical"])

@@ -6,17 +6,16 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edgegen.backends.base import State
 from edgegen.backends.feed_check import FeedCheck
-from edgegen.backends.memory import Content
-from edgegen.backends.ort_binding import Binding
-from edgegen.backends.ort_create import check_signature, create, session_options, with_kernels
-from edgegen.backends.ort_device import Captures, DeviceBinding, Place
-from edgegen.backends.ort_failures import ERRORS, backend_error
-from edgegen.backends.ort_providers import (
+from edgegen.backends.graph_session import GraphSession
+from edgegen.backends.ort.binding import Binding
+from edgegen.backends.ort.create import check_signature, create, session_options, with_kernels
+from edgegen.backends.ort.device import Captures, DeviceBinding, Place
+from edgegen.backends.ort.failures import ERRORS, backend_error
+from edgegen.backends.ort.providers import (
     CPU,
     check_placement,
     config_for,
@@ -26,17 +25,17 @@ from edgegen.backends.ort_providers import (
     provider_of,
     usable,
 )
-from edgegen.backends.ort_state import OrtState, Shelf
+from edgegen.backends.ort.state import OrtState, Shelf
 from edgegen.backends.threads import default_threads
 from edgegen.errors import BackendError, InputError
+from edgegen.graphs.walk import Content, ExternalTensor
 from edgegen.manifest import Variant
-from edgegen.onnx_walk import ExternalTensor
-from edgegen.tensors import Axis, Tensor, Tensors, TensorSpec
+from edgegen.tensors import Axis, Tensor, Tensors
 
 _log = logging.getLogger("edgegen")
 
 
-class OrtSession:
+class OrtSession(GraphSession):
     """One graph variant in ONNX Runtime, from memory: see `edgegen.backends.base.Session` for the contract.
 
     An input with a default in the graph may be left out, which is also faster. `threads` is what the session runs with,
@@ -68,10 +67,10 @@ class OrtSession:
             weights: the content of each external-data file, by the name the graph refers to.
             variant: what the manifest says of the graph; the graph is held to it.
             axes: the ranges of the named axes.
-            external: where the tensors lie in `weights` (`onnx_walk.check` tells).
+            external: where the tensors lie in `weights` (`graphs.walk.check` tells).
             folder: where the same weights lie as files. With both, weights are read where they are; else they are copied.
             threads: threads for one operator, the calling one included; one for each usable physical core if None.
-            provider: a name of `ort_providers.PROVIDERS`. One that cannot be used here, or leaves operators that compute to
+            provider: a name of `ort.providers.PROVIDERS`. One that cannot be used here, or leaves operators that compute to
                 the CPU, is an error.
             allow_fallback: log that instead and go on; if None, as EDGEGEN_ALLOW_FALLBACK says, else not.
             cuda_graphs: capture runs that repeat, where the provider can; if None, as EDGEGEN_CUDA_GRAPHS says, else not.
@@ -86,12 +85,7 @@ class OrtSession:
         self.threads = default_threads() if threads is None else threads
         if self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1")
-        self._path, self._axes = variant.path, axes
-        self._inputs = {spec.name: spec for spec in variant.inputs}
-        self._outputs = {spec.name: spec for spec in variant.outputs}
-        self._pairs = {pair: self._inputs[pair.input] for pair in variant.state}
-        state = {name for pair in variant.state for name in (pair.input, pair.output)}
-        self._fetched = tuple(name for name in self._outputs if name not in state)
+        super().__init__(variant.path, variant.inputs, variant.outputs, variant.state, axes)
         self._lock = threading.Lock()
         self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
         fallback = may_fall_back(allow_fallback)
@@ -108,8 +102,7 @@ class OrtSession:
         self._captures = Captures(self._native) if self.captured else None
         self._shelf = Shelf() if self.captured else None
         self._plain = None if variant.state or not self._resident else self._new_binding()
-        fed = {name: spec for name, spec in self._inputs.items() if name not in state}
-        self._feeds = FeedCheck(fed, fed.keys() - self._optional, self._outputs, axes)
+        self._feeds = FeedCheck(self._fed, self._fed.keys() - self._optional, self._outputs, axes)
 
     def _build(
         self,
@@ -138,16 +131,6 @@ class OrtSession:
                 _log.warning("%s runs without CUDA graphs: %s", variant.path, error)
 
     @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """Every input, state included."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """Every output, state included."""
-        return self._outputs
-
-    @property
     def axes(self) -> Mapping[str, Axis]:
         """The sizes of the named axes that it takes: as exported, but for a state whose length the provider has to know."""
         return {**self._axes, **{name: Axis(self._axes[name].min, size, size) for name, size in self._fixed.items()}}
@@ -159,10 +142,10 @@ class OrtSession:
             return {"provider": self.provider, "threads": str(self.threads), "kernels": self.kernels or "onnxruntime's"}
         return {"provider": self.provider, "cuda graphs": "on" if self.captured else "off"}
 
-    def new_state(self, capacity: int) -> "OrtState":
+    def new_state(self, capacity: int) -> State:
         """Fresh zero state with room for `capacity` entries; InputError where the graph has none or it cannot be that long."""
         if not self._pairs:
-            raise InputError(f"{self._path} keeps no state; run it without one")
+            return super().new_state(capacity)
         with self._lock:
             fixed = next(iter(self._fixed.values()), None)
             self._open()
@@ -198,12 +181,6 @@ class OrtSession:
             self._native = None
             self._shared = ()
 
-    def __enter__(self) -> "OrtSession":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def _open(self) -> Any:
         if self._native is None:
             raise BackendError(f"the session of {self._path} is closed; load the bundle again")
@@ -230,8 +207,7 @@ class OrtSession:
     def _binding(self, state: State | None) -> Binding | None:
         """What keeps the state bound, or a session's own memory on the device; None where there is neither."""
         if not self._pairs:
-            if state is not None:
-                raise InputError(f"{self._path} keeps no state; run it without one")
+            self._refuse_state(state)
             return self._plain
         if not isinstance(state, OrtState) or state not in self._states or state.binding is None:
             raise InputError(f"{self._path} needs an open state, made by new_state() of this session")

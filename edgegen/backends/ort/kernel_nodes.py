@@ -6,8 +6,8 @@ made, in memory. Without the kernels the same graph runs as it is.
 
 from collections.abc import Mapping
 
-from edgegen.backends.image_nodes import DOMAIN, ImageNodes
-from edgegen.backends.onnx_nodes import Node, read, with_domain, write
+from edgegen.backends.ort.image_nodes import DOMAIN, ImageNodes
+from edgegen.graphs.nodes import Node, read, with_domain, write
 
 BLOCK, MAX_HEAD, MAX_GROUP = 32, 256, 32  # native/kernels.h: BLOCK, MAX_HEAD, MAX_ROWS
 
@@ -22,7 +22,7 @@ def exchange(model: bytes, head_sizes: Mapping[str, int]) -> tuple[bytes, int]:
     """Give the nodes that the kernels can take to them.
 
     Args:
-        model: a serialized ONNX graph that `onnx_walk.check` has passed.
+        model: a serialized ONNX graph that `graphs.walk.check` has passed.
         head_sizes: the last axis of each state input, by name.
 
     Returns:

@@ -1,16 +1,15 @@
 """Changes to a serialized ONNX graph that TensorRT's parser needs, without the onnx package.
 
-Only what `edgegen.onnx_walk.check` has passed comes here. The messages: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+Only what `edgegen.graphs.walk.check` has passed comes here. The messages: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgegen.backends.memory import Content
-from edgegen.backends.onnx_wire import Edit, edited, fields, inner, integers, message, number, numbers, texts
 from edgegen.errors import BackendError
-from edgegen.onnx_walk import ExternalTensor
+from edgegen.graphs.walk import Content, ExternalTensor
+from edgegen.graphs.wire import Edit, edited, fields, inner, integers, message, number, numbers, texts
 from edgegen.tensors import Tensor
 
 _MODEL_GRAPH = 7

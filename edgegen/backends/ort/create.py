@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgegen.backends.kernel_nodes import exchange
-from edgegen.backends.kernels import Kernels, kernels
-from edgegen.backends.memory import Content, give_back, pages_let_go
-from edgegen.backends.ort_failures import ERRORS, backend_error
-from edgegen.backends.ort_providers import CPU, start
+from edgegen.backends.memory import give_back, pages_let_go
+from edgegen.backends.ort.failures import ERRORS, backend_error
+from edgegen.backends.ort.kernel_nodes import exchange
+from edgegen.backends.ort.kernels import Kernels, kernels
+from edgegen.backends.ort.providers import CPU, start
 from edgegen.errors import BackendError
+from edgegen.graphs.walk import Content, ExternalTensor
 from edgegen.manifest import Variant
-from edgegen.onnx_walk import ExternalTensor
 from edgegen.tensors import Tensor
 
 _log = logging.getLogger("edgegen")

@@ -6,6 +6,7 @@ tensor. It is stricter than protobuf so that no two readers can understand a fil
 the wrong wire type or a repeated singular field is an error. Bytes are never copied and work is bounded by `MAX_FIELDS`.
 """
 
+import mmap
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -81,6 +82,9 @@ _ENTRY = _Message("key-value pair", "1 2", one="1 2")
 _VALUE = _Message("value", "1 2", one="1 2 3", many="4")
 _TYPE = _Message("type", "1", one="1 6")
 _TENSOR_TYPE = _Message("tensor type", "1", one="2", number="1")
+
+
+Content = bytes | memoryview | mmap.mmap  # of a weights file
 
 
 class ExternalTensor(NamedTuple):

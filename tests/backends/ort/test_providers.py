@@ -15,11 +15,12 @@ import pytest
 from backends.test_session import ADD, AXES, SCATTER, onnx_add
 
 import edgegen.backends
-from edgegen.backends import BACKENDS, choose, ort_failures, ort_providers
-from edgegen.backends.elf import needed
-from edgegen.backends.ort import OrtSession
-from edgegen.backends.ort_failures import backend_error, explain
-from edgegen.backends.ort_providers import PROVIDERS, check_placement, fault, options_for, start
+from edgegen.backends import BACKENDS, choose
+from edgegen.backends.ort import failures, providers
+from edgegen.backends.ort.elf import needed
+from edgegen.backends.ort.failures import backend_error, explain
+from edgegen.backends.ort.providers import PROVIDERS, check_placement, fault, options_for, start
+from edgegen.backends.ort.session import OrtSession
 from edgegen.errors import BackendError, UnknownNameError
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, TensorSpec
@@ -87,7 +88,7 @@ def test_a_recorded_failure_says_what_is_missing_and_what_to_do(said, told):
 
 
 def test_wheels_of_cuda_12_have_it_in_their_names(monkeypatch):
-    monkeypatch.setattr(ort_failures.ort, "cuda_version", "12.8", raising=False)
+    monkeypatch.setattr(failures.ort, "cuda_version", "12.8", raising=False)
     text = "libcublas.so.12: cannot open shared object file\nlibcudnn.so.9: cannot open shared object file"
     assert "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12" in explain(text)
 
@@ -115,9 +116,9 @@ def test_what_is_no_shared_library_needs_nothing(tmp_path, content):
 
 
 def test_the_graph_of_the_trial_is_valid_and_runs_on_the_cpu():
-    session = start(ort_providers._TRIAL, ort.SessionOptions(), "cpu", {})
+    session = start(providers._TRIAL, ort.SessionOptions(), "cpu", {})
     np.testing.assert_array_equal(session.run(None, {"x": np.ones(1, np.float32)})[0], [-1])
-    pytest.importorskip("onnx").checker.check_model(pytest.importorskip("onnx").load_from_string(ort_providers._TRIAL))
+    pytest.importorskip("onnx").checker.check_model(pytest.importorskip("onnx").load_from_string(providers._TRIAL))
 
 
 # ---------------------------------------------------------------------- a provider that is not there
@@ -149,11 +150,9 @@ def test_a_fallback_that_is_asked_for_runs_on_the_cpu_and_is_logged(monkeypatch,
 
 def test_a_provider_that_onnxruntime_drops_without_a_word_is_found_out(monkeypatch):
     """As onnxruntime-gpu does where a CUDA library is missing: it lists the provider, and makes a session without it."""
-    monkeypatch.setattr(ort_providers.ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
-    monkeypatch.setattr(ort_providers.ort, "preload_dlls", lambda: print(NO_CUBLAS), raising=False)  # noqa: T201
-    monkeypatch.setattr(
-        ort_providers, "start", lambda *_: types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    )
+    monkeypatch.setattr(providers.ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(providers.ort, "preload_dlls", lambda: print(NO_CUBLAS), raising=False)  # noqa: T201
+    monkeypatch.setattr(providers, "start", lambda *_: types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"]))
     assert "libcublasLt.so.13 cannot be found" in str(fault("cuda"))
 
 
@@ -161,7 +160,7 @@ def test_a_provider_that_fails_when_it_starts_is_explained(monkeypatch):
     def refuse(*_):
         raise RuntimeError(OLD_DRIVER)
 
-    monkeypatch.setattr(ort_providers, "start", refuse)
+    monkeypatch.setattr(providers, "start", refuse)
     assert "driver is too old" in str(fault("cuda"))
 
 
@@ -201,7 +200,7 @@ class Stub:
 
 
 def started(monkeypatch, stub, key, options):
-    monkeypatch.setattr(ort_providers, "ort", stub)
+    monkeypatch.setattr(providers, "ort", stub)
     return start(b"", stub, key, options)
 
 
@@ -240,8 +239,8 @@ def test_cuda_that_comes_as_a_plugin_is_taken_too(monkeypatch):
 
 
 def test_a_plugin_that_finds_no_gpu_says_so(monkeypatch):
-    monkeypatch.setattr(ort_providers, "_register", lambda wanted: None)
-    monkeypatch.setattr(ort_providers.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
+    monkeypatch.setattr(providers, "_register", lambda wanted: None)
+    monkeypatch.setattr(providers.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
     with pytest.raises(BackendError, match="finds no GPU"):
         started(monkeypatch, Stub(["CPUExecutionProvider"]), "tensorrt-rtx", {})
 
@@ -271,9 +270,9 @@ def test_profiles_are_only_given_where_every_input_has_one(variant):
 
 
 def test_only_the_provider_that_would_expand_integer_weights_at_every_step_expands_them_at_load():
-    expanding = [key for key in PROVIDERS if "session.disable_quant_qdq" in ort_providers.config_for(key)]
+    expanding = [key for key in PROVIDERS if "session.disable_quant_qdq" in providers.config_for(key)]
     assert expanding == ["cuda"]  # the others have kernels for them, or engines
-    assert ort_providers.config_for("cpu") == {}
+    assert providers.config_for("cpu") == {}
 
 
 def test_no_provider_keeps_native_code_of_its_own_making():
@@ -332,12 +331,12 @@ def test_an_onnxruntime_that_does_not_tell_is_logged(caplog):
 
 def test_this_onnxruntime_tells_where_its_operators_run():
     options = ort.SessionOptions()
-    for name, value in ort_providers.config_for("cuda").items():
+    for name, value in providers.config_for("cuda").items():
         options.add_session_config_entry(name, value)
     session = start(onnx_add(), options, "cpu", {})
     if not hasattr(session, "get_provider_graph_assignment_info"):
         pytest.skip(f"onnxruntime {ort.__version__} does not")
-    assert ort_providers.placement(session) == {"CPUExecutionProvider": collections.Counter(Mul=1, Add=1)}
+    assert providers.placement(session) == {"CPUExecutionProvider": collections.Counter(Mul=1, Add=1)}
 
 
 # ---------------------------------------------------------------------- the choice
@@ -346,7 +345,7 @@ def test_this_onnxruntime_tells_where_its_operators_run():
 @pytest.mark.parametrize(("reason", "chosen"), [(None, "onnxruntime-cuda"), ("no GPU", "onnxruntime")])
 def test_auto_takes_a_gpu_only_where_it_really_works(monkeypatch, caplog, reason, chosen):
     monkeypatch.setattr(edgegen.backends, "present_backends", lambda: list(BACKENDS))
-    monkeypatch.setattr(ort_providers, "fault", lambda key: reason)
+    monkeypatch.setattr(providers, "fault", lambda key: reason)
     with caplog.at_level(logging.INFO, logger="edgegen"):
         assert choose("auto") == chosen
     assert ("auto does not take onnxruntime-cuda: no GPU" in caplog.text) == bool(reason)
@@ -354,7 +353,7 @@ def test_auto_takes_a_gpu_only_where_it_really_works(monkeypatch, caplog, reason
 
 def test_auto_never_takes_a_backend_that_builds_an_engine_at_every_load(monkeypatch):
     monkeypatch.setattr(edgegen.backends, "present_backends", lambda: ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
-    monkeypatch.setattr(ort_providers, "fault", lambda key: None)
+    monkeypatch.setattr(providers, "fault", lambda key: None)
     with pytest.raises(BackendError, match=r"edgegen\[cpu\]"):
         choose("auto")
 

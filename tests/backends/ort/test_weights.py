@@ -8,14 +8,14 @@ import pytest
 
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError
+from edgegen.graphs.walk import ExternalTensor
 from edgegen.manifest import Variant
-from edgegen.onnx_walk import ExternalTensor
 from edgegen.tensors import Axis, TensorSpec
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort.session import OrtSession
 
 SUM = Variant(
     path="graphs/sum.onnx",
@@ -150,7 +150,7 @@ def test_a_graph_that_onnxruntime_refuses_is_refused_in_one_line(session):
 
 
 def test_an_onnxruntime_that_is_too_old_to_copy_from_memory_is_named_with_its_cure(monkeypatch, tiny_bundle):
-    from edgegen.backends import ort_create as create
+    from edgegen.backends.ort import create
 
     class Old(create.ort.SessionOptions):
         """The session options of onnxruntime 1.23."""

@@ -5,9 +5,9 @@ import ctypes
 import numpy as np
 import pytest
 
-from edgegen.backends import kernels as own
-from edgegen.backends.kernel_nodes import exchange
-from edgegen.backends.ort import OrtSession
+from edgegen.backends.ort import kernels as own
+from edgegen.backends.ort.kernel_nodes import exchange
+from edgegen.backends.ort.session import OrtSession
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, TensorSpec
 
@@ -47,7 +47,7 @@ def differ(model: bytes, x: np.ndarray, monkeypatch, outputs=("y",)) -> float:
     with OrtSession(model, {}, variant, axes, threads=2) as session:
         assert session.kernels
         ours = {name: array.copy() for name, array in session.run({"x": x}).items()}
-    monkeypatch.setattr("edgegen.backends.ort_create.kernels", lambda: None)
+    monkeypatch.setattr("edgegen.backends.ort.create.kernels", lambda: None)
     with OrtSession(model, {}, variant, axes, threads=2) as session:
         theirs = session.run({"x": x})
         return max(float(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max()) for name in outputs)

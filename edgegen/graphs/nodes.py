@@ -1,6 +1,6 @@
 """The nodes of a serialized ONNX graph: read, and some of them exchanged for others, without the onnx package.
 
-Only what `edgegen.onnx_walk.check` has passed comes here. The wire format: `onnx_wire.py`; the messages:
+Only what `walk.check` has passed comes here. The wire format: `wire.py`; the messages:
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from edgegen.backends.onnx_wire import fields, float32, inner, integers, message, number, numbers, signed, texts
+from edgegen.graphs.wire import fields, float32, inner, integers, message, number, numbers, signed, texts
 
 Value = int | float | bytes | tuple[int, ...] | None  # None: a graph; other kinds that are not read: b""
 

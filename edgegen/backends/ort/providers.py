@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from edgegen.backends.elf import needed
-from edgegen.backends.ort_failures import ERRORS, explain
+from edgegen.backends.ort.elf import needed
+from edgegen.backends.ort.failures import ERRORS, explain
 from edgegen.errors import BackendError, UnknownNameError
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, TensorSpec

@@ -1,0 +1,1 @@
+"""Serialized ONNX graphs without the library onnx: checked as untrusted bytes, read, and edited."""
