@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from edgegen.errors import TrainingError
 from edgegen.models.stylegan2 import Mapping as StyleMapping
 from edgegen.models.stylegan2 import Synthesis
+from edgegen.train.augment import augment
 from edgegen.train.objective import Batch, Objective, adam
 
 Penalty = Literal["r1", "gradient", "none"]
@@ -30,6 +31,7 @@ class Adversarial(Objective):
         every: the penalty is taken each so many steps, and weighs so much more (Karras 2020, arXiv:1912.04958, section 3.1).
         rates: learning rates of the generator and of the discriminator.
         betas: of Adam.
+        augmented: change all that the discriminator sees, at random (see `edgegen.train.augment`): for few images.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class Adversarial(Objective):
         betas: tuple[float, float] = (0.5, 0.999),
         decay: float = 0.995,
         classes: int = 0,
+        augmented: bool = False,
     ) -> None:
         super().__init__(modules, decay=decay, classes=classes)
-        self.discriminator = discriminator
+        self.discriminator, self.augmented = discriminator, augmented
         self.penalty, self.gamma, self.every = penalty, gamma, every
         self.optimizers = {
             "generator": adam(self.trained.values(), rates[0], betas),
@@ -76,6 +79,8 @@ class Adversarial(Objective):
 
     def judge(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The discriminator's logits, float32 [batch]."""
+        if self.augmented:
+            images = augment(images)
         logits: Tensor = self.discriminator(images) if labels is None else self.discriminator(images, labels)
         return logits.float()
 
