@@ -213,6 +213,10 @@ class IBuilderConfig:
         self.num_compute_capabilities = 0
         self.progress_monitor: Any = None
         self.limits: dict[Any, int] = {}
+        self.flags = {"TF32"}  # what is on by default
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag.name)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self.limits[pool] = pool_size
@@ -262,6 +266,7 @@ class Builder:
             "strongly_typed": bool(typed) or self.world.preset in ("11.4", "rtx"),
             "profiles": [{"shapes": profile.shapes, "values": profile.values} for profile in config.profiles],
             "capabilities": config.capabilities,
+            "flags": sorted(config.flags),
             "limits": {pool.name: size for pool, size in config.limits.items()},
             "hosts": [tensor.name for tensor in network.inputs if tensor.is_shape_tensor],
         }

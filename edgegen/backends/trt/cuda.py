@@ -5,10 +5,11 @@ The module is passed in. Handles and addresses are plain integers, which cuda-bi
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -201,7 +202,8 @@ class Stream(_Owned):
         mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         cuda.call("cudaStreamBeginCapture", self.handle, mode)
         try:
-            work()
+            with _without_collection():
+                work()
         except BaseException:
             with contextlib.suppress(BackendError):  # a capture that failed gives no graph
                 cuda.call("cudaGraphDestroy", int(cuda.call("cudaStreamEndCapture", self.handle)))
@@ -244,6 +246,18 @@ class Event(_Owned):
         """Device time between two marks, once this one is reached."""
         self._cuda.call("cudaEventSynchronize", self.handle)
         return float(self._cuda.call("cudaEventElapsedTime", earlier.handle, self.handle)) / 1000
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let Python collect no garbage: memory of the device that is freed while its thread records ends the recording."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _give_back(cuda: Cuda, function: str, handle: int) -> None:

@@ -119,6 +119,13 @@ def test_every_version_is_asked_for_a_strongly_typed_network(machine, preset):
     assert about(build_engine(FLAVOURS[simulation.backend], image_files(), BuildOptions()))["strongly_typed"]
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_float32_means_float32_in_every_version(machine, preset):
+    """TF32 is on by default: products with 10 bits, of which every GPU since Ampere is capable."""
+    simulation = machine(preset)
+    assert about(build_engine(FLAVOURS[simulation.backend], image_files(), BuildOptions()))["flags"] == []
+
+
 def test_a_decoder_has_a_profile_for_one_token_and_one_for_a_prompt(machine):
     machine()
     built = about(build_engine(FLAVOURS["tensorrt"], decoder_files(), BuildOptions(prefill=8)))
