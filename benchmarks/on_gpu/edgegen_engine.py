@@ -15,17 +15,16 @@ class Engine:
         from edgegen.bundle import Bundle
 
         self._name, bundle = settings["name"], Bundle.open(settings["bundle"])
+        options = settings.get("options", {}) | (_cache(settings, bundle) if settings["kind"] == "text" else {})
         start_s = time.perf_counter()
-        session = open_session(
-            settings["backend"], bundle, settings["graph"], threads=settings["threads"], **settings.get("options", {})
-        )
+        session = open_session(settings["backend"], bundle, settings["graph"], threads=settings["threads"], **options)
         self.facts = {
             "open_s": time.perf_counter() - start_s,
             "provider": getattr(session, "provider", None),
             "captured": getattr(session, "captured", None),
         }
         if settings["kind"] == "text":
-            self._work = _text(session, bundle)
+            self._work = _text(session, bundle, settings["context"])
         else:
             self._work = _image(session, bundle, settings)
 
@@ -33,12 +32,26 @@ class Engine:
         return {"times_s": {self._name: self._work(request["batch"], request["runs"])}}
 
 
-def _text(session, bundle):
+def _cache(settings, bundle):
+    """How long the cache is to be, for a backend that has to know it: as long as PyTorch's, for all of it is read."""
+    from edgegen.backends import BACKENDS
+    from edgegen.backends.trt.profiles import BuildOptions
+
+    backend, length = BACKENDS[settings["backend"]], min(settings["context"], bundle.manifest.settings["context_length"])
+    if backend.engines:
+        return {"build": BuildOptions(cache_length=length)}
+    from edgegen.backends.ort.providers import PROVIDERS  # imports onnxruntime
+
+    provider = PROVIDERS[backend.options.get("provider", "cpu")]
+    return {"cache_length": length} if provider.fixed_state else {}
+
+
+def _text(session, bundle, longest):
     """Seconds of each run over `tokens` tokens behind the same prompt, up to the next token's id."""
     from edgegen.kv_cache import KVCache
 
     settings = bundle.manifest.settings
-    rng, context = np.random.default_rng(SEED), settings["context_length"]
+    rng, context = np.random.default_rng(SEED), min(longest, settings["context_length"])
 
     def work(tokens, runs):
         times_s = []
