@@ -267,6 +267,7 @@ class Builder:
             "profiles": [{"shapes": profile.shapes, "values": profile.values} for profile in config.profiles],
             "capabilities": config.capabilities,
             "flags": sorted(config.flags),
+            "device": self.world.cuda.current,
             "limits": {pool.name: size for pool, size in config.limits.items()},
             "hosts": [tensor.name for tensor in network.inputs if tensor.is_shape_tensor],
         }

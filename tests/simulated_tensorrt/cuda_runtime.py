@@ -90,6 +90,7 @@ class Cuda:
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
         self.events: set[int] = set()
+        self.contexts: set[int] = set()  # the devices that the process has one on
         self.journal: list[str] = []
         self.calls: list[str] = []
         self.fail_allocation: int | None = None
@@ -195,6 +196,7 @@ class Cuda:
         if not 0 <= device < len(self.devices):
             return (cudaError_t.cudaErrorInvalidValue,)
         self._here.device = device
+        self.contexts.add(device)
         return (OK,)
 
     def cudaGetDeviceProperties(self, device):

@@ -50,7 +50,7 @@ class Runtime:
         length = int.from_bytes(serialized_engine[HEADER_BYTES : HEADER_BYTES + 8], "little")
         start = HEADER_BYTES + 8
         about = json.loads(serialized_engine[start : start + length])
-        device = self.world.cuda.devices[0]
+        device = self.world.cuda.devices[self.world.cuda.current]
         if about["capabilities"] and f"SM{device.major}{device.minor}" not in about["capabilities"]:
             return self.world.fail("the engine was not built for this GPU")
         return self.world.trt.ICudaEngine(about, serialized_engine[start + length :])

@@ -26,7 +26,7 @@ _PORTABLE = 1  # cudaHostAllocPortable: pinned for every context of the process
 
 
 class Gpu(NamedTuple):
-    """A device. `sm` is its compute capability, such as 89; versions are CUDA's, such as "13.0"."""
+    """A device, by its number. `sm` is its compute capability, such as 89; versions are CUDA's, such as "13.0"."""
 
     name: str
     sm: int
@@ -34,6 +34,7 @@ class Gpu(NamedTuple):
     unified_memory: bool
     driver: str
     runtime: str
+    number: int = 0
 
 
 def load_runtime() -> ModuleType:
@@ -54,13 +55,15 @@ class Cuda:
     """
 
     def __init__(self, runtime: Any, device: int = 0) -> None:
-        """Take a device. InputError where there is none of that number, BackendError where CUDA cannot be used."""
+        """Take a device. InputError where there is none of that number, BackendError where CUDA cannot be used.
+
+        It is only asked about so far: `use` makes a context on it, which takes hundreds of megabytes of its memory.
+        """
         self.runtime = runtime
         self.device = device
         count = self.call("cudaGetDeviceCount")
         if not 0 <= device < count:
             raise InputError(f"no GPU {device}; this machine has {count}, counted from 0")
-        self.use()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime; return what it gives besides its status."""
@@ -71,7 +74,7 @@ class Cuda:
         return values[0] if len(values) == 1 else tuple(values)
 
     def use(self) -> None:
-        """Make the device this thread's: CUDA keeps one for each thread."""
+        """Make the device this thread's: CUDA keeps one for each thread. The first use makes the process's context on it."""
         self.call("cudaSetDevice", self.device)
 
     def gpu(self) -> Gpu:
@@ -86,6 +89,7 @@ class Cuda:
             bool(found.integrated),
             driver,
             runtime,
+            self.device,
         )
 
     def free_bytes(self) -> tuple[int, int]:

@@ -76,6 +76,7 @@ class TrtSession(GraphSession):
         self._log = Log(trt)
         with self._log, contextlib.ExitStack() as opened:  # closed again where the rest of the opening fails
             self._cuda = Cuda(load_runtime(), device)
+            self._cuda.use()
             self.gpu = self._cuda.gpu()
             self._stream = self._cuda.stream()
             opened.callback(self._stream.close)

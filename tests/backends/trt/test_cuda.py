@@ -24,7 +24,7 @@ def cuda(machine) -> Cuda:
 
 def test_a_gpu_is_described(cuda):
     gpu = cuda.gpu()
-    assert gpu == ("Simulated GPU", 89, 8 << 30, False, "13.0", "13.0")
+    assert gpu == ("Simulated GPU", 89, 8 << 30, False, "13.0", "13.0", 0)
     assert cuda.free_bytes() == (8 << 30, 8 << 30)
 
 
