@@ -212,30 +212,33 @@ def test_an_engine_that_dies_in_a_race_is_named_and_the_others_race_on(gpu, prep
 
 
 @pytest.mark.parametrize(
-    ("precision", "variants"), [("fp32", ()), ("fp16", ("onnxruntime-cuda",)), ("int4", ("onnxruntime-cuda",))]
+    ("precision", "more"), [("fp32", ()), ("fp16", ("onnxruntime-cuda",)), ("int4", ("onnxruntime-cuda",))]
 )
-def test_a_language_model_gets_cudas_variant_where_there_is_one(gpu, monkeypatch, tmp_path, precision, variants):
+def test_a_language_model_gets_the_variants_for_older_tensorrt_and_for_cuda(gpu, monkeypatch, tmp_path, precision, more):
     pytest.importorskip("torch")
     from on_gpu import prepare
 
     asked = {}
     monkeypatch.setattr("edgegen.export.export", lambda source, bundle, **options: asked.update(options))
     prepare._text(tmp_path, {"path": "text-source", "limit": None}, precision)
-    assert asked == {"precision": precision, "variants": variants}
+    assert asked == {"precision": precision, "variants": ("tensorrt-legacy", *more)}
 
 
 def test_every_engine_that_has_to_know_the_length_of_the_cache_is_told_pytorchs(gpu, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
-    from on_gpu.edgegen_engine import _cache
+    from on_gpu.edgegen_engine import asked
 
     bundle = types.SimpleNamespace(manifest=types.SimpleNamespace(settings={"context_length": 8192}))
-    told = {
-        name: _cache({"backend": name, "context": 512}, bundle) for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
-    }
-    assert told.pop("onnxruntime-cuda") == {}  # its state grows with what is in it
-    assert [options["build"].cache_length for options in told.values()] == [512, 512]
-    assert _cache({"backend": "onnxruntime-tensorrt", "context": 512}, bundle) == {"cache_length": 512}
+
+    def of(backend, kind="text"):
+        return asked({"backend": backend, "context": 512, "kind": kind}, bundle)
+
+    for name in ("tensorrt", "tensorrt-rtx"):
+        assert of(name)["build"].cache_length == 512
+        assert of(name)["run"].specialization == of(name, "image")["run"].specialization == "eager"
+    assert of("onnxruntime-tensorrt") == {"cache_length": 512}
+    assert of("onnxruntime-cuda") == of("onnxruntime-tensorrt", "image") == {}  # CUDA's state grows with what is in it
 
 
 @pytest.mark.parametrize(

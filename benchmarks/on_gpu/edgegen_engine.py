@@ -15,13 +15,14 @@ class Engine:
         from edgegen.bundle import Bundle
 
         self._name, bundle = settings["name"], Bundle.open(settings["bundle"])
-        options = settings.get("options", {}) | (_cache(settings, bundle) if settings["kind"] == "text" else {})
+        options = settings.get("options", {}) | asked(settings, bundle)
         start_s = time.perf_counter()
         session = open_session(settings["backend"], bundle, settings["graph"], threads=settings["threads"], **options)
         self.facts = {
             "open_s": time.perf_counter() - start_s,
             "provider": getattr(session, "provider", None),
             "captured": getattr(session, "captured", None),
+            "details": dict(session.details),
         }
         if settings["kind"] == "text":
             self._work = _text(session, bundle, settings["context"])
@@ -32,14 +33,19 @@ class Engine:
         return {"times_s": {self._name: self._work(request["batch"], request["runs"])}}
 
 
-def _cache(settings, bundle):
-    """How long the cache is to be, for a backend that has to know it: as long as PyTorch's, for all of it is read."""
+def asked(settings, bundle):
+    """What a session is asked for: a cache as long as PyTorch's, for all of it is read; kernels that are there before a run."""
     from edgegen.backends import BACKENDS
-    from edgegen.backends.trt.profiles import BuildOptions
 
-    backend, length = BACKENDS[settings["backend"]], min(settings["context"], bundle.manifest.settings["context_length"])
+    backend, is_text = BACKENDS[settings["backend"]], settings["kind"] == "text"
+    length = min(settings["context"], bundle.manifest.settings["context_length"]) if is_text else None
     if backend.engines:
-        return {"build": BuildOptions(cache_length=length)}
+        from edgegen.backends.trt.engine import RunOptions
+        from edgegen.backends.trt.profiles import BuildOptions
+
+        return {"run": RunOptions(specialization="eager")} | ({"build": BuildOptions(cache_length=length)} if is_text else {})
+    if not is_text:
+        return {}
     from edgegen.backends.ort.providers import PROVIDERS  # imports onnxruntime
 
     provider = PROVIDERS[backend.options.get("provider", "cpu")]
