@@ -296,7 +296,7 @@ def _load_libraries(wanted: Provider) -> str:
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module("tensorrt_libs")
     said = io.StringIO()
-    if hasattr(ort, "preload_dlls") and wanted.name in ort.get_available_providers():
+    if hasattr(ort, "preload_dlls"):  # a CUDA that comes as a plugin is only registered when they are there
         with contextlib.redirect_stdout(said):  # it prints what it does not find
             ort.preload_dlls()
     return said.getvalue()

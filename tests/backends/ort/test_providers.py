@@ -238,6 +238,15 @@ def test_cuda_that_comes_as_a_plugin_is_taken_too(monkeypatch):
     assert [devices[0].ep_name for devices, _ in stub.given] == [CUDA]
 
 
+def test_cuda_as_a_plugin_is_there_once_its_libraries_are_loaded(monkeypatch):
+    stub = Stub(["CPUExecutionProvider"])
+    stub.preload_dlls = lambda: stub.register_execution_provider_library(CUDA, "capi/libonnxruntime_providers_cuda.so")
+    monkeypatch.setattr(providers, "ort", stub)
+    providers._load_libraries(PROVIDERS["cuda"])
+    started(monkeypatch, stub, "cuda", {})
+    assert [devices[0].ep_name for devices, _ in stub.given] == [CUDA]
+
+
 def test_a_plugin_that_finds_no_gpu_says_so(monkeypatch):
     monkeypatch.setattr(providers, "_register", lambda wanted: None)
     monkeypatch.setattr(providers.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
