@@ -23,6 +23,7 @@ from on_gpu.pieces import carry_out, pieces
 from on_gpu.prepare import IMAGE_PRECISIONS, SUBJECTS, TEXT_PRECISIONS, prepare
 
 NO_GPU = 3
+ANSWER = "result: "  # how the line begins in which a piece tells its result
 WAYS = ("eager", "compile")
 
 
@@ -75,7 +76,7 @@ def in_process(plan, name):
     """Status ("ok", "failed" or "timeout"), reason and result."""
     command = [sys.executable, str(Path(__file__).resolve()), "--piece", name, "--plan", json.dumps(plan)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )
     try:
         said, errors = process.communicate(timeout=plan["limit_s"])
@@ -83,10 +84,18 @@ def in_process(plan, name):
         os.killpg(process.pid, signal.SIGKILL)  # its workers, too
         process.communicate()
         return "timeout", f"it took longer than {plan['limit_s']:g} s (--limit)", None
-    if process.returncode == 0 and said.strip():
-        return "ok", "", json.loads(said.strip().splitlines()[-1])
+    if process.returncode == 0 and (answer := answer_in(said)) is not None:
+        return "ok", "", answer
     last = (errors.strip().splitlines() or ["no message"])[-1]
     return "failed", f"{last} (exit status {process.returncode})", None
+
+
+def answer_in(said):
+    """The result among what a piece printed: native libraries print, too, before it and after it. None where there is none."""
+    for line in reversed(said.splitlines()):
+        if line.startswith(ANSWER):
+            return json.loads(line.removeprefix(ANSWER))
+    return None
 
 
 def failures(found):
@@ -122,7 +131,7 @@ def main(context, prepare_in, bundles, output, wanted, subjects, source, piece, 
     if piece:
         plan = json.loads(plan_json)
         prepared = json.loads((Path(plan["bundles"]) / "prepared.json").read_text(encoding="utf-8"))
-        click.echo(json.dumps(carry_out(plan, prepared, piece), default=str))
+        click.echo(f"\n{ANSWER}{json.dumps(carry_out(plan, prepared, piece), default=str)}")
         return
     if prepare_in is not None:
         chosen = [name for name in subjects or SUBJECTS if name != "none"]

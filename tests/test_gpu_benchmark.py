@@ -154,6 +154,93 @@ def test_the_outcome_of_the_tests_names_each_missing_piece_once(gpu):
     }
 
 
+def test_a_library_that_is_missing_stops_only_the_tests_that_need_it(gpu, tmp_path, monkeypatch):
+    from on_gpu import contract
+
+    marked = "import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    pass\n"
+    files = {"test_a.py": "import no_such_library\n" + marked, "test_b.py": marked, "test_c.py": "import no_other_either\n"}
+    (tmp_path / "tests").mkdir()
+    for name, content in files.items():
+        (tmp_path / "tests" / name).write_text(content)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
+    monkeypatch.setattr(contract, "ROOT", tmp_path)
+    outcome = contract.run_tests()
+    assert (outcome["passed"], outcome["failed"]) == (1, {})
+    assert outcome["missing"] == {"tests.test_a: No module named 'no_such_library'": 1}
+
+
+def test_the_files_that_are_named_are_there(gpu):
+    from on_gpu import contract, pieces
+
+    assert (contract.ROOT / pieces.REHEARSED).exists()
+    assert "tests/backends/test_on_gpu.py" in contract.gpu_tests()
+
+
+def test_a_result_is_found_among_what_native_libraries_print(gpu):
+    said = 'a library says this\n\nresult: {"passed": true}\n{"and": "that, when it ends"}\n'
+    assert gpu.answer_in(said) == {"passed": True}
+    assert gpu.answer_in("nothing but words\n") is None
+
+
+class DyingWorker:
+    def __init__(self, runs):
+        self.runs = runs
+
+    @property
+    def is_alive(self):
+        return self.runs > 0
+
+    def request(self, *, batch, runs):
+        from peers.workers import WorkerError
+
+        self.runs -= runs
+        if not self.is_alive:
+            raise WorkerError("torch ended with status 1: out of memory")
+        return {"times_s": {"edgegen a": [1.0] * runs}}
+
+
+def test_an_engine_that_dies_in_a_race_is_named_and_the_others_race_on(gpu, prepared, monkeypatch):
+    from images import rounds
+    from on_gpu import pieces
+
+    monkeypatch.setattr(rounds, "PAUSE_S", 0)
+    workers, failed = {"edgegen a": DyingWorker(1000), "torch eager": DyingWorker(4)}, {}
+    row = pieces._row(plan_of(prepared, rounds=2), {"kind": "image"}, 1, workers, failed)
+    assert row["median_s"] == {"edgegen a": 1.0}
+    assert failed == {"torch eager, batch 1": "torch ended with status 1: out of memory"}
+    assert list(workers) == ["edgegen a"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "more"), [("fp32", ()), ("fp16", ("onnxruntime-cuda",)), ("int4", ("onnxruntime-cuda",))]
+)
+def test_a_language_model_gets_the_variants_for_older_tensorrt_and_for_cuda(gpu, monkeypatch, tmp_path, precision, more):
+    pytest.importorskip("torch")
+    from on_gpu import prepare
+
+    asked = {}
+    monkeypatch.setattr("edgegen.export.export", lambda source, bundle, **options: asked.update(options))
+    prepare._text(tmp_path, {"path": "text-source", "limit": None}, precision)
+    assert asked == {"precision": precision, "variants": ("tensorrt-legacy", *more)}
+
+
+def test_every_engine_that_has_to_know_the_length_of_the_cache_is_told_pytorchs(gpu, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    from on_gpu.edgegen_engine import asked
+
+    bundle = types.SimpleNamespace(manifest=types.SimpleNamespace(settings={"context_length": 8192}))
+
+    def of(backend, kind="text"):
+        return asked({"backend": backend, "context": 512, "kind": kind}, bundle)
+
+    for name in ("tensorrt", "tensorrt-rtx"):
+        assert of(name)["build"].cache_length == 512
+        assert of(name)["run"].specialization == of(name, "image")["run"].specialization == "eager"
+    assert of("onnxruntime-tensorrt") == {"cache_length": 512}
+    assert of("onnxruntime-cuda") == of("onnxruntime-tensorrt", "image") == {}  # CUDA's state grows with what is in it
+
+
 @pytest.mark.parametrize(
     ("found", "outcome", "code"),
     [

@@ -15,17 +15,17 @@ class Engine:
         from edgegen.bundle import Bundle
 
         self._name, bundle = settings["name"], Bundle.open(settings["bundle"])
+        options = settings.get("options", {}) | asked(settings, bundle)
         start_s = time.perf_counter()
-        session = open_session(
-            settings["backend"], bundle, settings["graph"], threads=settings["threads"], **settings.get("options", {})
-        )
+        session = open_session(settings["backend"], bundle, settings["graph"], threads=settings["threads"], **options)
         self.facts = {
             "open_s": time.perf_counter() - start_s,
             "provider": getattr(session, "provider", None),
             "captured": getattr(session, "captured", None),
+            "details": dict(session.details),
         }
         if settings["kind"] == "text":
-            self._work = _text(session, bundle)
+            self._work = _text(session, bundle, settings["context"])
         else:
             self._work = _image(session, bundle, settings)
 
@@ -33,12 +33,31 @@ class Engine:
         return {"times_s": {self._name: self._work(request["batch"], request["runs"])}}
 
 
-def _text(session, bundle):
+def asked(settings, bundle):
+    """What a session is asked for: a cache as long as PyTorch's, for all of it is read; kernels that are there before a run."""
+    from edgegen.backends import BACKENDS
+
+    backend, is_text = BACKENDS[settings["backend"]], settings["kind"] == "text"
+    length = min(settings["context"], bundle.manifest.settings["context_length"]) if is_text else None
+    if backend.engines:
+        from edgegen.backends.trt.engine import RunOptions
+        from edgegen.backends.trt.profiles import BuildOptions
+
+        return {"run": RunOptions(specialization="eager")} | ({"build": BuildOptions(cache_length=length)} if is_text else {})
+    if not is_text:
+        return {}
+    from edgegen.backends.ort.providers import PROVIDERS  # imports onnxruntime
+
+    provider = PROVIDERS[backend.options.get("provider", "cpu")]
+    return {"cache_length": length} if provider.fixed_state else {}
+
+
+def _text(session, bundle, longest):
     """Seconds of each run over `tokens` tokens behind the same prompt, up to the next token's id."""
     from edgegen.kv_cache import KVCache
 
     settings = bundle.manifest.settings
-    rng, context = np.random.default_rng(SEED), settings["context_length"]
+    rng, context = np.random.default_rng(SEED), min(longest, settings["context_length"])
 
     def work(tokens, runs):
         times_s = []

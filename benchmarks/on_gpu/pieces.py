@@ -8,11 +8,14 @@ import tempfile
 from pathlib import Path
 
 from images.rounds import get_ready, measure, rounds_for
+from on_gpu.contract import WITHOUT_TF32, run_tests
 from on_gpu.hardware import copy_bandwidth, gpus
 from peers.workers import Worker, WorkerError
 
 PARTS = Path(__file__).parent
 CPU = "onnxruntime"  # the backend of a rehearsal
+REHEARSED = "tests/backends/ort/test_device.py"  # the way of the GPUs, with the CPU as the device
+CONTEXT = 512  # entries of a language model's cache, of every engine that has to know it: a masked one is read whole
 PROMPT, NEW_TOKENS = "The river had been low all summer.", 16
 
 
@@ -51,11 +54,13 @@ def _machine(plan, _prepared, _rest):
     found, reason = gpus()
     present = present_backends()
     states = {
-        name: "not installed: " + install_hint(backend) if name not in present else fault(name) or "works"
+        name: "not installed: " + install_hint(backend)
+        if name not in present
+        else _tried(lambda name=name: fault(name) or "works")
         for name, backend in BACKENDS.items()
     }
     return {
-        "cpu": describe(),
+        "cpu": _tried(describe),
         "gpus": found,
         "no_gpu": reason,
         "backends": states,
@@ -93,11 +98,9 @@ def _tried(read):
 
 
 def _contract(plan, _prepared, _rest):
-    sys.path.insert(0, str(PARTS))
-    from on_gpu.contract import run_tests
-
-    tests = "tests/backends/test_ort_device.py" if plan["rehearse"] else "tests"
-    return run_tests(marker="not gpu" if plan["rehearse"] else "gpu", tests=tests)
+    if plan["rehearse"]:
+        return run_tests(marker="not gpu", tests=[REHEARSED])
+    return run_tests()
 
 
 def _proof(plan, _prepared, rest):
@@ -158,14 +161,15 @@ def _race(plan, prepared, rest, kind):
                 workers[engine] = stack.enter_context(worker)
         facts = {engine: {**worker.facts, "pid": None} for engine, worker in workers.items()}
         rows = [_row(plan, item, batch, workers, failed) for batch in item["batches"]]
-    return {"item": item, "engines": facts, "failed": failed, "rows": rows} | _roofline(plan, item, rows)
+    roofline = _tried(lambda: _roofline(plan, item, rows)) if item["kind"] == "text" and backends(plan) else None
+    return {"item": item, "engines": facts, "failed": failed, "rows": rows} | ({"roofline": roofline} if roofline else {})
 
 
 def _started(engine, script, settings, failed):
     """The engine's worker; None where it cannot start, and `failed` says why."""
     try:
-        return Worker(engine, sys.executable, script, settings, {"HF_HUB_OFFLINE": "1"})
-    except WorkerError as error:
+        return Worker(engine, sys.executable, script, settings, {"HF_HUB_OFFLINE": "1", **WITHOUT_TF32})
+    except (WorkerError, OSError) as error:
         failed[engine] = str(error)
         return None
 
@@ -175,6 +179,7 @@ def engines(plan, prepared, item):
     folder = Path(plan["bundles"])
     common = {"kind": item["kind"], "threads": plan["threads"], "precision": item["precision"], "steps": item["steps"]}
     ours = common | {
+        "context": CONTEXT,
         "bundle": str(folder / item["bundle"]),
         "graph": item["graph"],
         "feeds": str(folder / item.get("feeds", "")),
@@ -184,7 +189,7 @@ def engines(plan, prepared, item):
         if backend == "onnxruntime-cuda":
             graphs = f"edgegen {backend}, CUDA graphs"
             yield graphs, "edgegen_engine.py", ours | {"name": graphs, "backend": backend, "options": {"cuda_graphs": True}}
-    theirs = common | {"device": "cpu" if plan["rehearse"] else "cuda", "subject": item["name"], "context": 512}
+    theirs = common | {"device": "cpu" if plan["rehearse"] else "cuda", "subject": item["name"], "context": CONTEXT}
     if item["kind"] == "text":
         theirs |= {"source": str(folder / prepared["text"]["path"])}
     for way in plan["ways"]:
@@ -196,7 +201,7 @@ def _row(plan, item, batch, workers, failed):
     ready = {}
     for name in list(workers):
         ready |= _ready(workers, name, batch, failed)
-    medians = measure(workers, batch, ready, rounds_for(plan["rounds"], ready), ()) if workers else {}
+    medians = _measured(plan, workers, batch, ready, failed)
     return {
         "batch": batch,
         "unit": "tokens" if item["kind"] == "text" else "images",
@@ -204,6 +209,23 @@ def _row(plan, item, batch, workers, failed):
         "median_s": {name: statistics.median(times_s) for name, times_s in medians.items()},
         "torch_over_edgegen": ratios(medians),
     }
+
+
+def _measured(plan, workers, batch, ready, failed):
+    """Medians of the rounds by engine; an engine that dies meanwhile is named, and the others begin again without it."""
+    if not workers:
+        return {}
+    try:
+        return measure(workers, batch, ready, rounds_for(plan["rounds"], ready), ())
+    except (WorkerError, BrokenPipeError) as error:
+        dead = [name for name, worker in workers.items() if not worker.is_alive]
+        if not dead:
+            raise
+        for name in dead:
+            failed[f"{name}, batch {batch}"] = str(error)
+            workers.pop(name)
+            ready.pop(name)
+    return _measured(plan, workers, batch, ready, failed)
 
 
 def _ready(workers, name, batch, failed):
@@ -232,8 +254,6 @@ def ratios(medians):
 
 def _roofline(plan, item, rows):
     """For a language model: what share of the memory's speed a decode step reaches, by engine."""
-    if item["kind"] != "text" or not backends(plan):
-        return {}
     from edgegen.backends import variant_for
     from edgegen.bench.text import state_bytes_per_entry
     from edgegen.bundle import Bundle
@@ -244,16 +264,14 @@ def _roofline(plan, item, rows):
         variant = graph.variants[variant_for(backends(plan)[0], bundle, item["graph"])]
         weights_bytes = sum(bundle.manifest.files[path].size_bytes for path in variant.weights)
     if not isinstance(bandwidth, float):
-        return {"roofline": bandwidth}
+        return bandwidth
     state_bytes = 64 * state_bytes_per_entry(variant)  # 32 tokens of prompt, and the middle of what follows
     least_s = (weights_bytes + state_bytes) / bandwidth
     decode = next(row for row in rows if row["batch"] == 1)
     shares = {name: least_s / median_s for name, median_s in decode["median_s"].items() if name.startswith("edgegen ")}
     return {
-        "roofline": {
-            "weights_bytes": weights_bytes, "state_bytes": state_bytes, "bandwidth_bytes_per_s": bandwidth,
-            "least_s": least_s, "share": shares,
-        }
+        "weights_bytes": weights_bytes, "state_bytes": state_bytes, "bandwidth_bytes_per_s": bandwidth,
+        "least_s": least_s, "share": shares,
     }  # fmt: skip
 
 

@@ -117,7 +117,9 @@ def _text(folder, source, precision):
     bundle = folder / f"text-{precision}.bundle"
     if not bundle.exists():
         limit = {} if source["limit"] is None else {"limit": source["limit"]}
-        export(str(folder / source["path"]), bundle, precision=precision, variants=("onnxruntime-cuda",), **limit)
+        # For every GPU that there may be: JetPack 6 has TensorRT 10.3. CUDA's attention kernel has float16 alone.
+        variants = ("tensorrt-legacy",) if precision == "fp32" else ("tensorrt-legacy", "onnxruntime-cuda")
+        export(str(folder / source["path"]), bundle, precision=precision, variants=variants, **limit)
     return {"kind": "text", "name": "text", "precision": precision, "bundle": bundle.name, "graph": "decoder", "steps": 0,
             "batches": [1, 128]}  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The benchmark's side of its workers: start one, ask it, end it. Only one of them works at any time."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -48,9 +49,15 @@ class Worker:
         self._process.stdin.flush()
         return self._answer()
 
+    @property
+    def is_alive(self):
+        """Whether its process is still there."""
+        return self._process.poll() is None
+
     def close(self):
         """End the process: by the end of its stdin, and where that does not help, by force."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has died, and what was asked last is still in the pipe
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -77,21 +77,20 @@ def scatter_function(feed, state):
 
 
 def onnx_scatter_legacy() -> bytes:
-    """The same without TensorScatter, which TensorRT before 10.15 does not know."""
+    """The same without TensorScatter, which TensorRT before 10.15 does not know: as the variant for it has it."""
     where = [
         ("Shape", ["x"], ["shape"], {}),
         ("Shape", ["x"], ["rows"], {"start": 2, "end": 3}),
-        ("Add", ["write_indices", "rows"], ["end"], {}),
-        ("Squeeze", ["write_indices"], ["first"], {}),
-        ("Squeeze", ["end"], ["last"], {}),
-        ("Range", ["first", "last", "step"], ["flat"], {}),
-        ("Reshape", ["flat", "column"], ["upright"], {}),
+        ("Squeeze", ["rows"], ["count"], {}),
+        ("Range", ["zero", "count", "step"], ["flat"], {}),
+        ("Add", ["flat", "write_indices"], ["moved"], {}),
+        ("Reshape", ["moved", "column"], ["upright"], {}),
         ("Expand", ["upright", "shape"], ["places"], {}),
     ]
     nodes = [*where, *(("ScatterElements", [f"past.{i}", "places", "x"], [f"present.{i}"], {"axis": 2}) for i in (0, 1))]
     nodes += [("ReduceSum", ["present.0"], ["sum"], {"keepdims": 0}), ("Reshape", ["sum", "one"], ["total"], {})]
-    defaults = {"one": np.array([1], np.int64), "step": np.array(1, np.int64), "column": np.array([-1, 1], np.int64)}
-    return onnx_bytes(SCATTER, nodes, defaults)
+    numbers = {"one": [1], "zero": 0, "step": 1, "column": [-1, 1]}
+    return onnx_bytes(SCATTER, nodes, {name: np.array(value, np.int64) for name, value in numbers.items()})
 
 
 RESIDENT = "onnxruntime, in memory of its own"  # the way of the GPUs, with the CPU as the device
@@ -105,9 +104,11 @@ REAL = [
 
 
 def open_real(name: str, variant: Variant, model: Callable[[], bytes]) -> Session:
-    from edgegen.backends import _load
+    from edgegen.backends import _is_old, _load
 
     backend, options = BACKENDS[name.partition(",")[0]], {"resident": True} if name == RESIDENT else {}
+    if variant is SCATTER and _is_old(backend):
+        model = onnx_scatter_legacy
     return _load(backend)(model(), {}, variant, AXES, threads=1, **backend.options, **options)
 
 
@@ -119,11 +120,8 @@ def skip_unless_usable(name: str) -> None:
 
 
 def open_simulated(name: str, variant: Variant, model: Callable[[], bytes]) -> Session:
-    preset = name.partition(" ")[2]
-    if variant is SCATTER and preset in ("10.3", "10.13"):
-        model = onnx_scatter_legacy
     with pytest.MonkeyPatch.context() as patch:
-        simulation = simulate(preset).install(patch)
+        simulation = simulate(name.partition(" ")[2]).install(patch)
         return open_real(simulation.backend, variant, model)
 
 

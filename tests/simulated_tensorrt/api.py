@@ -50,7 +50,15 @@ def offers(preset: str, member: str) -> bool:
 API: dict[str, set[str]] = {
     "": {
         *("Builder", "OnnxParser", "Runtime", "ILogger", "IOutputAllocator", "IProgressMonitor", "__version__"),
-        *("DataType", "TensorIOMode", "TensorLocation", "LayerType", "MemoryPoolType", "NetworkDefinitionCreationFlag"),
+        *(
+            "BuilderFlag",
+            "DataType",
+            "TensorIOMode",
+            "TensorLocation",
+            "LayerType",
+            "MemoryPoolType",
+            "NetworkDefinitionCreationFlag",
+        ),
         *("ExecutionContextAllocationStrategy", "INetworkDefinition", "IBuilderConfig", "IOptimizationProfile", "ParserError"),
         *("ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IHostMemory", "ITensor", "ILayer"),
         *("IAttentionInputLayer", "IAttention"),
@@ -69,7 +77,7 @@ API: dict[str, set[str]] = {
     "IAttentionInputLayer": {"attention"},
     "IAttention": {"decomposable"},
     "IBuilderConfig": {
-        *("set_memory_pool_limit", "add_optimization_profile", "progress_monitor"),
+        *("set_memory_pool_limit", "add_optimization_profile", "progress_monitor", "clear_flag"),
         *("num_compute_capabilities", "set_compute_capability"),
     },
     "IOptimizationProfile": {"set_shape", "set_shape_input"},
@@ -101,6 +109,7 @@ API: dict[str, set[str]] = {
     "IOutputAllocator": set(),
     "IProgressMonitor": {"phase_start", "step_complete", "phase_finish"},
     "IHostMemory": {"nbytes"},
+    "BuilderFlag": {"TF32"},
     "DataType": {"FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "INT64"},
     "TensorIOMode": {"INPUT", "OUTPUT", "NONE"},
     "TensorLocation": {"DEVICE", "HOST"},

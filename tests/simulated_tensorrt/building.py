@@ -6,6 +6,7 @@ a TensorScatter may be, float32 attention that must be decomposable, profiles th
 
 import ctypes
 import json
+from collections.abc import Collection
 from typing import Any
 
 import onnx
@@ -23,12 +24,33 @@ def magic(world: World) -> bytes:
     return (b"vtrt" if world.is_rtx else b"ftrt") + world.trt.__version__.encode()
 
 
+# The inputs of operators that are shapes, by their places; of Range all of it says how long the output is.
+_SHAPE_INPUTS = {
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Expand": (1,),
+    "Slice": (1, 2, 3, 4),
+    "ConstantOfShape": (0,),
+    "Tile": (1,),
+}
+
+
+def _shape_values(graph: onnx.GraphProto) -> set[str]:
+    """The values that a shape is computed of: the library wants those among the inputs on the host, and in every profile."""
+    found: set[str] = set()
+    for node in reversed(graph.node):  # what reads a value comes behind what makes it
+        if found.intersection(node.output) and node.op_type != "Shape":
+            found.update(node.input)
+        found.update(node.input[place] for place in _SHAPE_INPUTS.get(node.op_type, ()) if place < len(node.input))
+    return found
+
+
 class ITensor:
-    def __init__(self, value: onnx.ValueInfoProto) -> None:
+    def __init__(self, value: onnx.ValueInfoProto, shape_values: Collection[str] = ()) -> None:
         kind = value.type.tensor_type
         self.name = value.name
         self.shape = tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in kind.shape.dim)
-        self.is_shape_tensor = not self.shape and _TYPES.get(kind.elem_type) in ("INT32", "INT64")
+        self.is_shape_tensor = value.name in shape_values
 
 
 class IAttention:
@@ -146,7 +168,8 @@ class OnnxParser:
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 del tensor.external_data[:]
         constants = {tensor.name for tensor in graph.initializer}
-        self._network.inputs = [ITensor(value) for value in graph.input if value.name not in constants]
+        said = _shape_values(graph)
+        self._network.inputs = [ITensor(value, said) for value in graph.input if value.name not in constants]
         for tensor in graph.input:
             if _TYPES.get(tensor.type.tensor_type.elem_type) == "INT64":
                 self.world.log("WARNING", f"ModelImporter.cpp:1071: Make sure input {tensor.name} has Int64 binding.")
@@ -213,6 +236,10 @@ class IBuilderConfig:
         self.num_compute_capabilities = 0
         self.progress_monitor: Any = None
         self.limits: dict[Any, int] = {}
+        self.flags = {"TF32"}  # what is on by default
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag.name)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self.limits[pool] = pool_size
@@ -262,6 +289,8 @@ class Builder:
             "strongly_typed": bool(typed) or self.world.preset in ("11.4", "rtx"),
             "profiles": [{"shapes": profile.shapes, "values": profile.values} for profile in config.profiles],
             "capabilities": config.capabilities,
+            "flags": sorted(config.flags),
+            "device": self.world.cuda.current,
             "limits": {pool.name: size for pool, size in config.limits.items()},
             "hosts": [tensor.name for tensor in network.inputs if tensor.is_shape_tensor],
         }

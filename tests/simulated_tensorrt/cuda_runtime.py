@@ -55,9 +55,11 @@ class IllegalAddressError(Exception):
 
 @dataclass
 class Stream:
+    device: int = 0
     queue: list[Work] = field(default_factory=list)
     recording: list[Work] | None = None
     is_broken: bool = False  # the recording
+    thread: int = 0  # which records
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Cuda:
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
         self.events: set[int] = set()
+        self.contexts: set[int] = set()  # the devices that the process has one on
         self.journal: list[str] = []
         self.calls: list[str] = []
         self.fail_allocation: int | None = None
@@ -95,6 +98,7 @@ class Cuda:
         self.fault = OK  # sticky, as a device fault is
         self._handles = iter(range(1000, 1 << 30))
         self._lock = threading.RLock()
+        self._here = threading.local()
         self.module = self._module()
 
     def _module(self) -> types.ModuleType:
@@ -152,8 +156,24 @@ class Cuda:
             self.journal.append(what)
         return self.fault
 
+    @property
+    def current(self) -> int:
+        """The device that this thread has chosen; the first where it has chosen none."""
+        return getattr(self._here, "device", 0)
+
+    def kind_at(self, address: int) -> str:
+        """What memory lies at an address: "device" or "host"; "" where nothing is allocated."""
+        found = (kind for start, (kind, content, _) in self.memory.items() if start <= address < start + content.size)
+        return next(found, "")
+
+    def is_recorded(self, handle: int) -> bool:
+        """Whether what is put into a stream is recorded, not done."""
+        return handle in self.streams and self.streams[handle].recording is not None
+
     def _is_recording(self) -> bool:
-        found = [stream for stream in self.streams.values() if stream.recording is not None]
+        """Whether this thread records, which what it just did has ended: no other may be disturbed by it (`ThreadLocal`)."""
+        here = threading.get_ident()
+        found = [stream for stream in self.streams.values() if stream.recording is not None and stream.thread == here]
         for stream in found:
             stream.is_broken = True
         return bool(found)
@@ -173,7 +193,11 @@ class Cuda:
         return OK, len(self.devices)
 
     def cudaSetDevice(self, device):
-        return (OK if 0 <= device < len(self.devices) else cudaError_t.cudaErrorInvalidValue,)
+        if not 0 <= device < len(self.devices):
+            return (cudaError_t.cudaErrorInvalidValue,)
+        self._here.device = device
+        self.contexts.add(device)
+        return (OK,)
 
     def cudaGetDeviceProperties(self, device):
         return OK, self.devices[device]
@@ -217,6 +241,8 @@ class Cuda:
         return self._free("host", address)
 
     def _free(self, kind, address):
+        if self._is_recording():
+            return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
         if self.memory.get(address, ("",))[0] != kind:
             return (cudaError_t.cudaErrorInvalidValue,)
         for stream in self.streams.values():  # the real one waits for the device
@@ -227,7 +253,7 @@ class Cuda:
 
     def cudaStreamCreateWithFlags(self, flags):
         handle = next(self._handles)
-        self.streams[handle] = Stream()
+        self.streams[handle] = Stream(self.current)
         return OK, handle
 
     def cudaStreamDestroy(self, handle):
@@ -243,6 +269,10 @@ class Cuda:
         return (self._drain(self.streams[handle]),)
 
     def cudaMemcpyAsync(self, target, source, size, kind, handle):
+        places = (self.kind_at(source), self.kind_at(target))
+        if {"cudaMemcpyHostToDevice": ("device", "host"), "cudaMemcpyDeviceToHost": ("host", "device")}[kind.name] == places:
+            return (cudaError_t.cudaErrorInvalidValue,)  # the wrong way round
+
         def work() -> None:
             self.bytes_at(target, size)[:] = self.bytes_at(source, size)
 
@@ -256,7 +286,7 @@ class Cuda:
 
     def cudaStreamBeginCapture(self, handle, mode):
         stream = self.streams[handle]
-        stream.recording, stream.is_broken = [], self.fail_capture
+        stream.recording, stream.is_broken, stream.thread = [], self.fail_capture, threading.get_ident()
         return (OK,)
 
     def cudaStreamEndCapture(self, handle):

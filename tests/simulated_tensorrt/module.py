@@ -14,6 +14,7 @@ __all__ = ["PRESETS", "Faults", "make"]
 _VERSIONS = {"10.3": "10.3.0", "10.13": "10.13.3.9", "10.16": "10.16.1.11", "11.4": "11.4.0.106", "rtx": "1.7.1.116"}
 _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 _ENUMERATIONS = {  # in the order of the bindings, where the order says the value
+    "BuilderFlag": ("TF32",),
     "DataType": ("FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "INT64"),
     "TensorIOMode": ("NONE", "INPUT", "OUTPUT"),
     "TensorLocation": ("DEVICE", "HOST"),
@@ -29,6 +30,7 @@ _ENUMERATIONS = {  # in the order of the bindings, where the order says the valu
 
 # Members whose number is not their place: the real enumerations have others between them, which the backend does not use.
 _NUMBERS = {
+    "BuilderFlag.TF32": 6,
     "DataType.INT64": 8,
     "LayerType.ELEMENTWISE": 9,
     "LayerType.ATTENTION_INPUT": 51,

@@ -2,7 +2,8 @@
 
 import ctypes
 import json
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Runtime:
         length = int.from_bytes(serialized_engine[HEADER_BYTES : HEADER_BYTES + 8], "little")
         start = HEADER_BYTES + 8
         about = json.loads(serialized_engine[start : start + length])
-        device = self.world.cuda.devices[0]
+        device = self.world.cuda.devices[self.world.cuda.current]
         if about["capabilities"] and f"SM{device.major}{device.minor}" not in about["capabilities"]:
             return self.world.fail("the engine was not built for this GPU")
         return self.world.trt.ICudaEngine(about, serialized_engine[start + length :])
@@ -122,6 +123,20 @@ class ICudaEngine:
         self.contexts += 1
         return self.world.trt.IExecutionContext(self, is_user_managed=strategy == strategies.USER_MANAGED)
 
+    def compute(
+        self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], values: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        feed = dict(values)
+        for name in self.inputs.keys() - values.keys():
+            dtype = np.dtype(_NUMPY[self.types[name]])
+            size = int(np.prod(shapes[name])) * dtype.itemsize
+            feed[name] = self.world.cuda.bytes_at(addresses[name], size).copy().view(dtype).reshape(shapes[name])
+        return dict(zip(self.outputs, self.session.run(list(self.outputs), feed), strict=True))
+
+    def carry_out(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], values: dict[str, np.ndarray]) -> None:
+        for name, value in self.compute(addresses, shapes, values).items():
+            self.world.cuda.bytes_at(addresses[name], value.nbytes)[:] = np.frombuffer(value.tobytes(), np.uint8)
+
 
 class IRuntimeConfig:
     world: World
@@ -179,6 +194,8 @@ class IExecutionContext:
         self._shapes = {name: tensor.shape for name, tensor in engine.inputs.items() if -1 not in tensor.shape}
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
+        self._changes = 0  # a graph that was recorded before the last one is void
+        self._is_settled = False  # an execution has carried out what the last change of shapes brings
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert self._needs_memory, "the context allocates by itself"
@@ -191,6 +208,8 @@ class IExecutionContext:
         if not 0 <= profile_index < self._engine.num_optimization_profiles:
             return bool(self.world.fail(f"profile {profile_index} does not exist"))
         self._profile = profile_index
+        self._is_settled = False
+        self._changes += 1
         return True
 
     def set_input_shape(self, name: str, shape: Iterable[int]) -> bool:
@@ -200,13 +219,18 @@ class IExecutionContext:
         if not fits or not all(a <= size <= b for a, size, b in zip(smallest, shape, largest, strict=True)):
             self.world.fail(f"IExecutionContext::setInputShape: {name}: {shape} is not in [{smallest}, {largest}]")
             return False
+        self._is_settled = self._is_settled and self._shapes.get(name) == shape
         self._shapes[name] = shape
+        self._changes += 1
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if name not in self._engine.names:
             return bool(self.world.fail(f"no tensor {name}"))
+        if memory % 256:
+            return bool(self.world.fail(f"the address of {name} is not aligned to 256 bytes"))
         self._addresses[name] = memory
+        self._changes += 1
         return True
 
     def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
@@ -230,7 +254,7 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert stream_handle, "the default stream synchronizes with every other"
         faults = self.world.faults
-        problem = self._problem()
+        problem = self._problem(stream_handle)
         if problem is None and faults.execute:
             problem = f"Error Code 1: Cuda Runtime ({faults.says})" if faults.executions_before_failure <= 0 else None
             faults.executions_before_failure -= 1
@@ -238,26 +262,62 @@ class IExecutionContext:
             self.world.fail(f"IExecutionContext::enqueueV3: {problem}")
             return False
         addresses, shapes, values = dict(self._addresses), dict(self._shapes), self._values()
-        if self._engine.is_data_dependent:
+        engine, is_recorded = self._engine, self.world.cuda.is_recorded(stream_handle)
+        if is_recorded and not self._is_settled:
+            return bool(
+                self.world.fail("IExecutionContext::enqueueV3: shapes changed, and were not executed before the capture")
+            )
+        if engine.is_data_dependent:
             return self._execute_now(stream_handle, addresses, shapes, values)
-        status = self.world.cuda.enqueue(stream_handle, "Execute", lambda: self._carry_out(addresses, shapes, values))
+
+        def work() -> None:
+            engine.carry_out(addresses, shapes, values)
+
+        status = self.world.cuda.enqueue(stream_handle, "Execute", self._while_unchanged(work) if is_recorded else work)
+        self._is_settled = True
         return int(status) == 0
+
+    def _while_unchanged(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What a graph does: undefined where its context is gone, or was told something else. Here it is a fault."""
+        place, changes = weakref.ref(self), self._changes
+
+        def checked() -> None:
+            context = place()
+            if context is None or context._changes != changes:
+                raise IllegalAddressError("the context that the graph was recorded of was changed")
+            work()
+
+        return checked
 
     def _bounds(self, kind: str) -> dict[str, Any]:
         profiles = self._engine.about["profiles"]
         return profiles[self._profile or 0][kind] if profiles else {}
 
-    def _problem(self) -> str | None:
-        engine = self._engine
+    def _problem(self, stream_handle: int) -> str | None:
+        return self._unready(stream_handle) or self._misplaced()
+
+    def _unready(self, stream_handle: int) -> str | None:
+        """What was not said before the execution."""
         if self._needs_memory:
             return "no device memory was set"
         if self._profile is None:
             return "no optimization profile was set"
         if self.infer_shapes():
             return f"insufficiently specified: {self.infer_shapes()}"
-        unbound = [name for name in engine.names if name not in self._addresses and name not in self._allocators]
+        unbound = [name for name in self._engine.names if name not in self._addresses and name not in self._allocators]
         if unbound:
             return f"no address for {unbound}"
+        if self.world.cuda.current != self.world.cuda.streams[stream_handle].device:
+            return "the stream is of another device than the one that this thread has chosen"
+        return None
+
+    def _misplaced(self) -> str | None:
+        """What was said and cannot be: memory of the wrong kind, an output that must lie on its input, a value."""
+        engine = self._engine
+        for name in self._addresses.keys() - self._allocators.keys():
+            wanted = "host" if name in engine.about["hosts"] else "device"
+            if self.world.cuda.kind_at(self._addresses[name]) != wanted:
+                return f"{name} must be in memory of the {wanted}"
         for output, given in engine.updates.items():
             if self._addresses[output] != self._addresses[given]:
                 return f"{output} and {given} must share their memory"
@@ -284,20 +344,6 @@ class IExecutionContext:
             engine.shapes[key] = {name: value.shape for name, value in zip(engine.outputs, found, strict=True)}
         return engine.shapes[key]
 
-    def _compute(
-        self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], values: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        engine, feed = self._engine, dict(values)
-        for name in engine.inputs.keys() - values.keys():
-            dtype = np.dtype(_NUMPY[engine.types[name]])
-            size = int(np.prod(shapes[name])) * dtype.itemsize
-            feed[name] = self.world.cuda.bytes_at(addresses[name], size).copy().view(dtype).reshape(shapes[name])
-        return dict(zip(engine.outputs, engine.session.run(list(engine.outputs), feed), strict=True))
-
-    def _carry_out(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], values: dict[str, np.ndarray]) -> None:
-        for name, value in self._compute(addresses, shapes, values).items():
-            self.world.cuda.bytes_at(addresses[name], value.nbytes)[:] = np.frombuffer(value.tobytes(), np.uint8)
-
     def _execute_now(
         self, stream: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], values: dict[str, np.ndarray]
     ) -> bool:
@@ -305,7 +351,7 @@ class IExecutionContext:
         if int(self.world.cuda.module.cudaStreamSynchronize(stream)[0]):
             return False
         try:
-            found = self._compute(addresses, shapes, values)
+            found = self._engine.compute(addresses, shapes, values)
         except IllegalAddressError:
             return False
         for name, value in found.items():

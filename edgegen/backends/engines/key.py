@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from edgegen.bundle import Bundle
 
-FORMAT = 1  # of the cache; raise it, too, when edgegen builds other engines from the same graph and options
+FORMAT = 2  # of the cache; raise it, too, when edgegen builds other engines from the same graph and options
 
 
 class GraphDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

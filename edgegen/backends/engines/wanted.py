@@ -66,15 +66,17 @@ class Wanted(NamedTuple):
         return store.obtain(self.key, make, waiting=waiting)
 
 
-def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: BuildOptions) -> Wanted:
-    """The engine of one graph of an open bundle, by one library, for one target.
+def wanted(
+    bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: BuildOptions, device: int = 0
+) -> Wanted:
+    """The engine of one graph of an open bundle, by one library, for one target; `device` is the number of the GPU to build on.
 
     `options.compute_capabilities` is taken from the target. Raises BackendError where the library is missing.
     """
     said = replace(options, compute_capabilities=target.compute_capabilities).as_dict()
     digest = GraphDigest.of(bundle, graph, variant)
     key = EngineKey(digest, flavour.name, flavour.version(), target, said)
-    request = BuildRequest(str(bundle.path.absolute()), graph, variant, digest, flavour.name, said)
+    request = BuildRequest(str(bundle.path.absolute()), graph, variant, digest, flavour.name, said, device=device)
     return Wanted(key, request, estimate(bundle, graph, variant))
 
 
@@ -93,11 +95,11 @@ def wanted_here(
     asked for that one, ahead of time. So `edgegen build --context 2048` holds until it is called with something else.
     """
     options = for_gpu(flavour, asked or BuildOptions(), gpu)
-    want = wanted(bundle, graph, variant, flavour, target_of(options, gpu), options)
+    want = wanted(bundle, graph, variant, flavour, target_of(options, gpu), options, gpu.number)
     there = store.latest(want.key) if asked is None else None
     if there is None or there == want.key:
         return want
-    return wanted(bundle, graph, variant, flavour, there.target, BuildOptions.of(there.options))
+    return wanted(bundle, graph, variant, flavour, there.target, BuildOptions.of(there.options), gpu.number)
 
 
 def target_of(options: BuildOptions, gpu: "Gpu") -> Target:

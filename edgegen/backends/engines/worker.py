@@ -39,6 +39,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         flavour: "tensorrt" or "tensorrt-rtx".
         options: of the build (`BuildOptions.as_dict()`).
         maker: "module:function" that is called as `make` is.
+        device: the number of the GPU that TensorRT builds on.
     """
 
     bundle: str
@@ -48,6 +49,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flavour: str
     options: dict[str, Any]
     maker: str = MAKER
+    device: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +78,10 @@ def run(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
         if GraphDigest.of(bundle, request.graph, request.variant) != request.digest:
             raise BundleError(f"{request.bundle} was replaced while an engine was to be built of it; load it again")
         files = bundle.graph(request.graph, request.variant)
+        if request.device:  # of several; without a word it is the first, and TensorRT-RTX needs none
+            from edgegen.backends.trt.cuda import Cuda, load_runtime
+
+            Cuda(load_runtime(), request.device).use()
         maker = getattr(importlib.import_module(module), name)
         data = maker(request.flavour, files, request.options, _progress(tell))
     with os.fdopen(job.result, "wb", closefd=False) as file:

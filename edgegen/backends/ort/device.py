@@ -68,10 +68,11 @@ class _Slot:
     ) -> None:
         self._io = binding.new_io()
         self._fed: dict[str, Any] = {}
-        self._options, self._number = ort.RunOptions(), captures.new() if captures else None
-        self._captures = captures
-        if self._number is not None:
-            self._options.add_run_config_entry(_GRAPH, self._number)
+        # A graph replays what the device does alone: a value that was read on the host would stay that of the capture.
+        self._captures = captures if on_host.isdisjoint(inputs) else None
+        self._options, self._number = ort.RunOptions(), self._captures.new() if self._captures else None
+        if captures:
+            self._options.add_run_config_entry(_GRAPH, self._number or _SKIP)
         for name, array in inputs.items():
             value = ort.OrtValue.ortvalue_from_numpy(array.copy()) if name in on_host else binding.place.value(array)
             self._fed[name] = value
@@ -79,7 +80,7 @@ class _Slot:
         self._results = {name: np.empty_like(array) for name, array in results.items()}
         self._fetched: dict[str, Any] = {}
         for name, array in self._results.items():
-            if captures:  # a graph writes to the device alone
+            if self._captures:  # a graph writes to the device alone
                 self._fetched[name] = binding.place.value(array)
                 self._io.bind_ortvalue_output(name, self._fetched[name])
             else:

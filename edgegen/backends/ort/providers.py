@@ -78,7 +78,8 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
     "tensorrt": Provider(
         "TensorrtExecutionProvider",
-        {"device_id": "0", "trt_engine_cache_enable": "0", "trt_timing_cache_enable": "0"},
+        # True and False: of this provider onnxruntime takes no 1 and 0, and then no session at all.
+        {"device_id": "0", "trt_engine_cache_enable": "False", "trt_timing_cache_enable": "False"},
         behind=("cuda",),
         half="trt_fp16_enable",  # it builds weakly typed: without this a float16 graph runs in float32
         profiles="trt_profile_{}_shapes",
@@ -186,7 +187,7 @@ def options_for(key: str, variant: Variant, axes: Mapping[str, Axis], *, capture
     if capture and wanted.capture:
         found[wanted.capture] = "1"
     if wanted.half and any(spec.dtype == "float16" for spec in (*variant.inputs, *variant.outputs)):
-        found[wanted.half] = "1"
+        found[wanted.half] = "True"
     # With profiles every input must have one, and a value that decides a shape has none: then it learns them from the runs.
     if wanted.profiles and not variant.state and all(spec.axes for spec in variant.inputs):
         for place, bound in enumerate(("min", "opt", "max")):
@@ -295,7 +296,7 @@ def _load_libraries(wanted: Provider) -> str:
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module("tensorrt_libs")
     said = io.StringIO()
-    if hasattr(ort, "preload_dlls") and wanted.name in ort.get_available_providers():
+    if hasattr(ort, "preload_dlls"):  # a CUDA that comes as a plugin is only registered when they are there
         with contextlib.redirect_stdout(said):  # it prints what it does not find
             ort.preload_dlls()
     return said.getvalue()

@@ -84,6 +84,7 @@ def _builder(trt: Any, log: Log, what: str) -> Any:
 def _config(flavour: Flavour, builder: Any, options: BuildOptions, what: str) -> Any:
     trt: Any = flavour.load()
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: products of float32 with 10 bits, which no proof's tolerance takes
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     wanted, known = options.compute_capabilities, flavour.capabilities()

@@ -5,10 +5,11 @@ The module is passed in. Handles and addresses are plain integers, which cuda-bi
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ _PORTABLE = 1  # cudaHostAllocPortable: pinned for every context of the process
 
 
 class Gpu(NamedTuple):
-    """A device. `sm` is its compute capability, such as 89; versions are CUDA's, such as "13.0"."""
+    """A device, by its number. `sm` is its compute capability, such as 89; versions are CUDA's, such as "13.0"."""
 
     name: str
     sm: int
@@ -33,6 +34,7 @@ class Gpu(NamedTuple):
     unified_memory: bool
     driver: str
     runtime: str
+    number: int = 0
 
 
 def load_runtime() -> ModuleType:
@@ -53,13 +55,15 @@ class Cuda:
     """
 
     def __init__(self, runtime: Any, device: int = 0) -> None:
-        """Take a device. InputError where there is none of that number, BackendError where CUDA cannot be used."""
+        """Take a device. InputError where there is none of that number, BackendError where CUDA cannot be used.
+
+        It is only asked about so far: `use` makes a context on it, which takes hundreds of megabytes of its memory.
+        """
         self.runtime = runtime
         self.device = device
         count = self.call("cudaGetDeviceCount")
         if not 0 <= device < count:
             raise InputError(f"no GPU {device}; this machine has {count}, counted from 0")
-        self.use()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime; return what it gives besides its status."""
@@ -70,7 +74,7 @@ class Cuda:
         return values[0] if len(values) == 1 else tuple(values)
 
     def use(self) -> None:
-        """Make the device this thread's: CUDA keeps one for each thread."""
+        """Make the device this thread's: CUDA keeps one for each thread. The first use makes the process's context on it."""
         self.call("cudaSetDevice", self.device)
 
     def gpu(self) -> Gpu:
@@ -85,6 +89,7 @@ class Cuda:
             bool(found.integrated),
             driver,
             runtime,
+            self.device,
         )
 
     def free_bytes(self) -> tuple[int, int]:
@@ -201,7 +206,8 @@ class Stream(_Owned):
         mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         cuda.call("cudaStreamBeginCapture", self.handle, mode)
         try:
-            work()
+            with _without_collection():
+                work()
         except BaseException:
             with contextlib.suppress(BackendError):  # a capture that failed gives no graph
                 cuda.call("cudaGraphDestroy", int(cuda.call("cudaStreamEndCapture", self.handle)))
@@ -244,6 +250,18 @@ class Event(_Owned):
         """Device time between two marks, once this one is reached."""
         self._cuda.call("cudaEventSynchronize", self.handle)
         return float(self._cuda.call("cudaEventElapsedTime", earlier.handle, self.handle)) / 1000
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Let Python collect no garbage: memory of the device that is freed while its thread records ends the recording."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _give_back(cuda: Cuda, function: str, handle: int) -> None:

@@ -142,7 +142,7 @@ class Engine:
         """Free the engine and its scratch memory; its contexts must be gone. Closing twice is allowed."""
         if self._cache is not None:
             self._cache.save()
-        self._cache = self._config = self._native = self._runtime = None
+        self._config = self._cache = self._native = self._runtime = None  # in this order: a config points to its cache
         if self._scratch is not None:
             self._scratch.close()
 

@@ -93,6 +93,7 @@ def open_on(
         return engines(flavour, build, gpu, start)
     options = for_gpu(flavour, build or BuildOptions(), gpu)
     _log.info("%s: the engine of %s is being built", flavour.name, variant.path)
+    Cuda(load_runtime(), device).use()  # TensorRT builds on, and for, the device of this thread
     return start(build_engine(flavour, files, options), options)
 
 

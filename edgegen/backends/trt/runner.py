@@ -5,7 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from edgegen.tensors import Tensor, Tensors
 
 _log = logging.getLogger("edgegen")
 
-_KEPT = 4  # recorded runs of one context, and runs that may come again: a state in two copies needs two of each
+_KEPT = 4  # recorded runs of one profile, and runs that may come again: a state in two copies needs two of each
 
 
 @dataclass
@@ -33,8 +33,22 @@ class _Bound:
     late: list[str] = field(default_factory=list)  # outputs whose shape the run itself finds out
 
 
+class _Recorded(NamedTuple):
+    """A recorded run, and the context that it was recorded of.
+
+    The library leaves open what a graph does once its context has been told other shapes or addresses: such a context does
+    nothing else from then on, as long as the graph is there.
+    """
+
+    graph: Graph
+    context: Any
+    results: dict[str, Tensor]
+
+
 class Runner:
-    """One context, for one profile. Used by one thread at a time; `close` before its engine.
+    """The runs of one profile: plain ones in a context of their own, each recorded one with the context that it came from.
+
+    Used by one thread at a time; `close` before its engine.
 
     Attributes:
         graphs: whether runs are recorded; `graph_state` says it, or why not.
@@ -54,24 +68,26 @@ class Runner:
         graphs: bool,
     ) -> None:
         self._trt, self._engine, self._cuda, self._stream, self._buffers = trt, engine, cuda, stream, buffers
-        self._log, self._what = log, what
-        self._context: Any = engine.context(cuda, stream, profile)
+        self._log, self._what, self._profile = log, what, profile
+        self._context: Any = None  # for the next plain run
         self._grown: dict[str, Grown] = {}
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._recorded: OrderedDict[Hashable, tuple[Graph, dict[str, Tensor]]] = OrderedDict()
+        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self.graphs = graphs
         self.graph_state = "on" if graphs else "off"
         self.plain_runs = self.recorded = self.replays = 0
 
     def run(self, feed: Tensors, state: TrtState | None, names: Sequence[str]) -> dict[str, Tensor]:
         """Run once and wait. The arrays are valid until the next run that fetches the same outputs."""
-        found = self._recorded.get(self._key(feed, state, names))
+        key = self._key(feed, state, names)
+        found = self._recorded.get(key)
         if found is None:
             results = self._run_plainly(feed, state, names)
         else:
-            graph, results = found
+            results = found.results
+            self._recorded.move_to_end(key)
             self._stage(feed)
-            graph.launch(self._stream)
+            found.graph.launch(self._stream)
             self._stream.wait()
             self.replays += 1
         if state is not None:
@@ -79,15 +95,15 @@ class Runner:
         return dict(results)
 
     def close(self) -> None:
-        """Free the context and what it recorded. Closing twice is allowed."""
-        for graph, _ in self._recorded.values():
-            graph.close()
-        self._recorded.clear()
+        """Free the contexts and what was recorded. Closing twice is allowed."""
+        while self._recorded:
+            self._forget()
         self._context = None
         for grown in self._grown.values():
             grown.close()
 
     def _run_plainly(self, feed: Tensors, state: TrtState | None, names: Sequence[str]) -> dict[str, Tensor]:
+        self._prepare()
         bound = self._bind(feed, state, names)
         self._queue(bound)
         self._fetch_late(bound)
@@ -96,7 +112,10 @@ class Runner:
         key = self._key(feed, state, names)  # binding may have brought new memory
         if self.graphs and not bound.late and key in self._seen:
             self._record(key, bound)
-        _remember(self._seen, key, None)
+        self._seen[key] = None
+        self._seen.move_to_end(key)
+        if len(self._seen) > _KEPT:
+            self._seen.popitem(last=False)
         return bound.results
 
     def _record(self, key: Hashable, bound: _Bound) -> None:
@@ -110,8 +129,27 @@ class Runner:
             self._do_not_record(str(error))
             return
         self.recorded += 1
-        for old, _ in _remember(self._recorded, key, (graph, bound.results)):
-            old.close()
+        self._recorded[key], self._context = _Recorded(graph, self._context, bound.results), None
+        if len(self._recorded) > _KEPT:
+            self._forget()
+
+    def _prepare(self) -> None:
+        """See to it that there is a context for a plain run: a new one, or that of a graph where there is no memory for it."""
+        if self._context is not None:
+            return
+        try:
+            self._context = self._engine.context(self._cuda, self._stream, self._profile)
+        except BackendError:
+            if not self._recorded:
+                raise
+            self._log.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Give up the recorded run that was not launched for longest; its context is free for others."""
+        _, oldest = self._recorded.popitem(last=False)
+        oldest.graph.close()
+        self._context = oldest.context
 
     def _do_not_record(self, reason: str) -> None:
         _log.info("%s runs without CUDA graphs: %s", self._what, reason)
@@ -203,10 +241,3 @@ class Runner:
             host = self._buffers.host(name, size_bytes)
             self._stream.to_host(host.address, grown.address, size_bytes)
             bound.results[name] = host.array(slot.dtype, grown.shape)
-
-
-def _remember(kept: "OrderedDict[Hashable, Any]", key: Hashable, value: Any) -> list[Any]:
-    """Put in a value as the newest; return those that are the oldest beyond `_KEPT`."""
-    kept[key] = value
-    kept.move_to_end(key)
-    return [kept.popitem(last=False)[1] for _ in range(len(kept) - _KEPT)]

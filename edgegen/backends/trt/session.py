@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class TrtSession(GraphSession):
     """One engine, on one GPU: see `edgegen.backends.base.Session` for the contract.
 
-    A context is made for each profile when it is first needed. Runs that come again with the same shapes and memory, as the
-    decode step does, are recorded and launched as one CUDA graph.
+    Contexts are made when they are first needed: one for each profile, and one for each recorded run. Runs that come again with
+    the same shapes and memory, as the decode step does, are recorded and launched as one CUDA graph.
 
     Attributes:
         backend: the flavour's name.
@@ -76,6 +76,7 @@ class TrtSession(GraphSession):
         self._log = Log(trt)
         with self._log, contextlib.ExitStack() as opened:  # closed again where the rest of the opening fails
             self._cuda = Cuda(load_runtime(), device)
+            self._cuda.use()
             self.gpu = self._cuda.gpu()
             self._stream = self._cuda.stream()
             opened.callback(self._stream.close)

@@ -127,8 +127,8 @@ def test_memory_that_was_captured_is_used_again_and_is_zero_again(scatter):
 class Recorder:
     """A native session that remembers the graph number of every run and what was released."""
 
-    def __init__(self, native):
-        self.native, self.runs, self.released = native, [], []
+    def __init__(self, native, memory="Cuda"):
+        self.native, self.runs, self.released, self.memory = native, [], [], memory
 
     def io_binding(self):
         return self.native.io_binding()
@@ -137,7 +137,7 @@ class Recorder:
         return self.native.get_inputs()
 
     def get_input_memory_infos(self):
-        return [types.SimpleNamespace(name="Cuda") for _ in self.native.get_inputs()]
+        return [types.SimpleNamespace(name=self.memory) for _ in self.native.get_inputs()]
 
     def run_with_iobinding(self, io, options=None):
         self.runs.append(options.get_run_config_entry("gpu_graph_id"))
@@ -158,6 +158,19 @@ def test_only_runs_that_repeat_are_captured_each_form_under_its_number_and_given
     assert recorder.runs == ["-1", "-1", "1", "-1", "-1", "2", "1"]
     binding.clear()
     assert sorted(recorder.released) == [1, 2]
+
+
+def test_a_run_that_reads_a_value_on_the_host_is_not_captured():
+    """A replay would go on with the value that was there when it was captured, and say nothing."""
+    recorder = Recorder(ort.InferenceSession(onnx_add(), providers=["CPUExecutionProvider"]), memory="Cpu")
+    specs = {spec.name: spec for spec in (*ADD.inputs, *ADD.outputs)}
+    binding = DeviceBinding(recorder, Place("cpu"), specs, Captures(recorder))
+    binding._on_host = _host_inputs(recorder)  # as on a device: there some are, and here all would be
+    for value in range(5):
+        x = np.full((1, 3), value, np.float32)
+        np.testing.assert_array_equal(binding.run({"x": x}, ("twice",), {"scale"})["twice"], 2 * x)
+    assert binding._slots  # they repeat all the same
+    assert set(recorder.runs) == {"-1"}
 
 
 def test_inputs_that_the_graph_reads_on_the_host_stay_there():

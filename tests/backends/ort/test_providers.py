@@ -238,6 +238,15 @@ def test_cuda_that_comes_as_a_plugin_is_taken_too(monkeypatch):
     assert [devices[0].ep_name for devices, _ in stub.given] == [CUDA]
 
 
+def test_cuda_as_a_plugin_is_there_once_its_libraries_are_loaded(monkeypatch):
+    stub = Stub(["CPUExecutionProvider"])
+    stub.preload_dlls = lambda: stub.register_execution_provider_library(CUDA, "capi/libonnxruntime_providers_cuda.so")
+    monkeypatch.setattr(providers, "ort", stub)
+    providers._load_libraries(PROVIDERS["cuda"])
+    started(monkeypatch, stub, "cuda", {})
+    assert [devices[0].ep_name for devices, _ in stub.given] == [CUDA]
+
+
 def test_a_plugin_that_finds_no_gpu_says_so(monkeypatch):
     monkeypatch.setattr(providers, "_register", lambda wanted: None)
     monkeypatch.setattr(providers.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
@@ -259,7 +268,7 @@ def test_every_option_is_where_it_is_wanted():
     assert options_for("cuda", IMAGE, axes, capture=False)["use_tf32"] == "0"
     assert options_for("cuda", IMAGE, axes, capture=True)["enable_cuda_graph"] == "1"
     tensorrt = options_for("tensorrt", IMAGE, axes, capture=True)
-    assert tensorrt["trt_fp16_enable"] == "1"
+    assert tensorrt["trt_fp16_enable"] == "True"
     assert [tensorrt[f"trt_profile_{bound}_shapes"] for bound in ("min", "opt", "max")] == ["z:1x100", "z:4x100", "z:16x100"]
     assert "trt_fp16_enable" not in options_for("tensorrt", ADD, AXES, capture=False)
 
@@ -278,7 +287,15 @@ def test_only_the_provider_that_would_expand_integer_weights_at_every_step_expan
 def test_no_provider_keeps_native_code_of_its_own_making():
     for key in PROVIDERS:
         told = options_for(key, IMAGE, {"batch": Axis(1, 4, 16)}, capture=True)
-        assert [value for name, value in told.items() if "cache" in name and value != "0"] == []
+        assert [value for name, value in told.items() if "cache" in name and value not in ("0", "False")] == []
+
+
+def test_what_tensorrt_is_told_to_do_or_not_is_in_the_words_that_onnxruntime_takes_of_it():
+    """Of the CUDA provider it takes 1 and 0; of TensorRT's it says that `True` or `False` is wanted, and makes no session."""
+    told = options_for("tensorrt", IMAGE, {"batch": Axis(1, 4, 16)}, capture=True)
+    switches = {name: value for name, value in told.items() if name.endswith("_enable")}
+    assert switches
+    assert set(switches.values()) <= {"True", "False"}
 
 
 # ---------------------------------------------------------------------- what came to the provider

@@ -70,6 +70,18 @@ def test_rtx_builds_float32_attention(tiny):
 
 
 @needs_rtx
+@pytest.mark.parametrize("name", ["add", "scatter", "scatter_legacy"])
+def test_rtx_builds_the_graphs_of_the_contract(name):
+    """Or on a GPU every test of the contract would fail, whatever the session does."""
+    from backends import test_session as contract
+
+    variant = contract.ADD if name == "add" else contract.SCATTER
+    model = getattr(contract, f"onnx_{name}")()
+    files = GraphFiles(model, {}, variant, contract.AXES, (), None)
+    assert build_engine(RTX, files, BuildOptions((89,))).startswith(b"vtrt")
+
+
+@needs_rtx
 def test_an_input_that_rtx_would_drop_fails_the_build():
     with pytest.raises(BackendError, match=r"would drop 'valid', which Attention \(output 'y'\) takes, and compute"):
         build_engine(RTX, ragged_attention(), BuildOptions((89,)))
@@ -117,6 +129,13 @@ def test_two_builds_at_once_hear_their_own_errors():
 def test_every_version_is_asked_for_a_strongly_typed_network(machine, preset):
     simulation = machine(preset)
     assert about(build_engine(FLAVOURS[simulation.backend], image_files(), BuildOptions()))["strongly_typed"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_float32_means_float32_in_every_version(machine, preset):
+    """TF32 is on by default: products with 10 bits, of which every GPU since Ampere is capable."""
+    simulation = machine(preset)
+    assert about(build_engine(FLAVOURS[simulation.backend], image_files(), BuildOptions()))["flags"] == []
 
 
 def test_a_decoder_has_a_profile_for_one_token_and_one_for_a_prompt(machine):

@@ -9,10 +9,14 @@ import pytest
 
 import edgegen
 from edgegen.backends import BACKENDS, choose, open_session, present_backends, variant_for
+from edgegen.backends.engines import worker
 from edgegen.backends.engines.ahead import build_bundle
 from edgegen.backends.engines.store import EngineStore
+from edgegen.backends.engines.wanted import wanted_here
 from edgegen.backends.gpu import why_no_gpu, why_not
+from edgegen.backends.trt.cuda import Cuda, load_runtime
 from edgegen.backends.trt.flavours import FLAVOURS
+from edgegen.backends.trt.open import open_tensorrt
 from edgegen.backends.trt.profiles import BuildOptions
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, ContextFullError
@@ -87,6 +91,29 @@ def test_auto_takes_tensorrt_where_its_library_and_a_gpu_are_there(machine, capl
         assert choose("auto") == "onnxruntime"
     said = "auto does not take tensorrt: no GPU can be used: cudaGetDeviceCount failed: cudaErrorInsufficientDriver"
     assert said in caplog.text
+
+
+def test_looking_for_a_gpu_takes_none_of_its_memory(machine):
+    simulation = machine("11.4")
+    assert why_not("tensorrt") is None
+    assert choose("auto") == "tensorrt"
+    assert simulation.cuda.contexts == set()  # a context takes hundreds of megabytes, of a Jetson's only memory
+
+
+def test_an_engine_is_built_on_the_gpu_that_it_is_for(machine, tiny, tmp_path):
+    machine("11.4", devices=2)
+    gpu = Cuda(load_runtime(), 1).gpu()
+    with Bundle.open(tiny) as bundle:
+        request = wanted_here(bundle, "decoder", "canonical", FLAVOURS["tensorrt"], gpu, EngineStore()).request
+        with (tmp_path / "engine").open("w+b") as file:
+            worker.run(worker.Job(request, 0, file.fileno()), lambda said: None)
+            file.seek(0)
+            assert b'"device": 1' in file.read()
+        files = bundle.graph("decoder", "canonical")
+        Cuda(load_runtime(), 0).use()
+        given = {"external": files.external, "folder": files.folder, "device": 1}
+        with open_tensorrt(files.model, files.weights, files.variant, files.axes, **given) as session:
+            assert session._engine._native.about["device"] == session.gpu.number == 1
 
 
 def test_without_a_gpu_and_without_onnxruntime_the_cure_is_said(machine, monkeypatch):

@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+from simulated_tensorrt.cuda_runtime import FUNCTIONS
 from simulated_tensorrt.cuda_runtime import Cuda as SimulatedCuda
 
 from edgegen.backends.trt import cuda as layer
@@ -23,7 +24,7 @@ def cuda(machine) -> Cuda:
 
 def test_a_gpu_is_described(cuda):
     gpu = cuda.gpu()
-    assert gpu == ("Simulated GPU", 89, 8 << 30, False, "13.0", "13.0")
+    assert gpu == ("Simulated GPU", 89, 8 << 30, False, "13.0", "13.0", 0)
     assert cuda.free_bytes() == (8 << 30, 8 << 30)
 
 
@@ -124,6 +125,23 @@ def test_a_recording_that_fails_leaves_the_stream_usable(cuda, machine):
     assert machine.leaks() == {}
 
 
+def test_garbage_is_not_collected_while_a_run_is_recorded(cuda, machine):
+    """It may hold memory of the device, and freeing that ends the recording."""
+    stream, held = cuda.stream(), [cuda.device_memory(4, "a test")]
+
+    def work() -> None:
+        lost: list[object] = [held.pop()]
+        lost.append(lost)
+        del lost
+        _ = [[] for _ in range(20_000)]  # far more than Python makes without a collection
+
+    stream.record(work).close()
+    assert gc.isenabled()
+    gc.collect()
+    stream.close()
+    assert machine.leaks() == {}
+
+
 def test_time_between_two_marks_is_in_seconds(cuda):
     stream, first, second = cuda.stream(), Event(cuda), Event(cuda)
     first.mark(stream)
@@ -145,6 +163,33 @@ def test_missing_bindings_name_the_package(monkeypatch):
     monkeypatch.setattr(layer, "MODULE", "no_such_module_at_all")
     with pytest.raises(BackendError, match=r'pip install "cuda-bindings>=12.6"'):
         load_runtime()
+
+
+# What the layer calls without a device, with arguments of the kinds that it gives: handles and addresses are plain integers.
+PLACE, HANDLE = 4096, 12345
+CALLS = {
+    "cudaSetDevice": (0,), "cudaGetDeviceProperties": (0,), "cudaMemGetInfo": (), "cudaMalloc": (8,), "cudaHostAlloc": (8, 1),
+    "cudaFree": (0,), "cudaFreeHost": (0,), "cudaStreamCreateWithFlags": (1,), "cudaStreamSynchronize": (HANDLE,),
+    "cudaStreamDestroy": (HANDLE,), "cudaMemcpyAsync": (PLACE, PLACE, 4, "cudaMemcpyHostToDevice", HANDLE),
+    "cudaMemsetAsync": (PLACE, 0, 4, HANDLE), "cudaStreamEndCapture": (HANDLE,), "cudaGraphInstantiate": (HANDLE, 0),
+    "cudaStreamBeginCapture": (HANDLE, "cudaStreamCaptureModeThreadLocal"), "cudaGraphLaunch": (HANDLE, HANDLE),
+    "cudaGraphDestroy": (HANDLE,), "cudaGraphExecDestroy": (HANDLE,), "cudaEventCreate": (), "cudaEventDestroy": (HANDLE,),
+    "cudaEventRecord": (HANDLE, HANDLE), "cudaEventSynchronize": (HANDLE,), "cudaEventElapsedTime": (HANDLE, HANDLE),
+    "cudaGetDeviceCount": (),
+}  # fmt: skip
+
+
+def test_the_real_bindings_take_what_the_layer_gives_and_return_a_status_first():
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    if runtime.cudaGetDeviceCount()[0] != runtime.cudaError_t.cudaErrorInsufficientDriver:
+        pytest.skip("there is a driver, to which no invented handle is given")
+    kinds = {**runtime.cudaMemcpyKind.__members__, **runtime.cudaStreamCaptureMode.__members__}
+    told = {"cudaGetErrorName", "cudaGetErrorString", "cudaGetLastError", "cudaDriverGetVersion", "cudaRuntimeGetVersion"}
+    assert CALLS.keys() | told == set(FUNCTIONS)
+    for name, arguments in CALLS.items():
+        given = [kinds.get(argument, argument) for argument in arguments]
+        status, *_ = getattr(runtime, name)(*given)  # TypeError where it wants another kind of argument
+        assert status == runtime.cudaError_t.cudaErrorInsufficientDriver, name
 
 
 def test_the_functions_that_are_called_are_in_the_real_bindings():

@@ -89,6 +89,32 @@ def test_a_recorded_run_is_void_when_its_memory_was_replaced(machine, opened):
         assert session.counts == {"plain": 5, "recorded": 2, "replayed": 2}
 
 
+def test_a_recorded_run_has_its_context_to_itself_as_long_as_it_is_kept(machine, opened):
+    """The library leaves open what a graph does when its context was told other shapes or addresses since."""
+    x, y = (TensorSpec(name, "float32", ("row", 3)) for name in "xy")
+    files = graph_files([helper.make_node("Add", ["x", "x"], ["y"])], [x], [y], {"row": Axis(1, 1, 16)})
+    with opened(machine(), files) as session:
+        for rows in (1, 1, 2, 1, 2, 3, 2, 1, 3, 1, 4, 4, 5, 5, 6, 6, 1):
+            feed = np.full((rows, 3), rows, np.float32)
+            np.testing.assert_array_equal(session.run({"x": feed})["y"], 2 * feed)
+        assert session.counts["recorded"] == 6
+        # Five at most: four graphs have one each, and plain runs have one; the context of a graph that was let go serves on.
+        assert session._engine._native.contexts == 5
+
+
+def test_a_recorded_run_makes_room_where_there_is_no_memory_for_another_context(machine, opened):
+    x, y = (TensorSpec(name, "float32", ("row", 3)) for name in "xy")
+    files = graph_files([helper.make_node("Add", ["x", "x"], ["y"])], [x], [y], {"row": Axis(1, 1, 16)})
+    simulation = machine()
+    with opened(simulation, files) as session:
+        for rows in (1, 1, 1, 2, 2, 2, 1, 1, 1):
+            simulation.faults.context = session.counts["recorded"] > 0
+            feed = np.full((rows, 3), rows, np.float32)
+            np.testing.assert_array_equal(session.run({"x": feed})["y"], 2 * feed)
+        assert session._engine._native.contexts == 1
+        assert session.counts == {"plain": 5, "recorded": 3, "replayed": 4}
+
+
 @pytest.mark.parametrize("capturable", [True, False])
 def test_a_library_that_can_tell_is_asked_before_it_is_recorded(machine, opened, monkeypatch, capturable):
     simulation = machine("rtx")
