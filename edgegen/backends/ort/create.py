@@ -75,6 +75,7 @@ def create(
     folder: Path | None,
     provider: str,
     provider_options: Mapping[str, str],
+    device: int,
     path: str,
     model: bytes,
     options: Callable[[], Any],
@@ -87,7 +88,7 @@ def create(
                     return _create_in_place(model, weights, external, folder, options())
                 except ERRORS as error:
                     _log.info("%s: its weights are copied, for in place onnxruntime says: %s", path, error)
-            return _create_with_copies(model, weights, options(), provider, provider_options), ()
+            return _with_copies(weights, options(), model, provider, provider_options, device), ()
     except ERRORS as error:
         raise backend_error(f"onnxruntime {ort.__version__} refuses {path}", error) from error
     finally:
@@ -111,15 +112,14 @@ def _create_in_place(
     return start(model, options, CPU, {}), list(values.values())
 
 
-def _create_with_copies(
-    model: bytes, weights: Mapping[str, Content], options: Any, provider: str, provider_options: Mapping[str, str]
-) -> Any:
+def _with_copies(weights: Mapping[str, Content], options: Any, model: bytes, provider: str, *told: Any) -> Any:
+    """A session that copies the weights; `told` is what `start` wants beside."""
     if weights and not hasattr(options, "add_external_initializers_from_files_in_memory"):
         raise BackendError(f"onnxruntime {ort.__version__} cannot take these weights from memory; install 1.24 or newer")
     if weights:
         sizes = [memoryview(content).nbytes for content in weights.values()]
         options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
-    return start(model, options, provider, provider_options)
+    return start(model, options, provider, *told)
 
 
 def _array(content: Content, tensor: ExternalTensor) -> Tensor:

@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from edgegen.backends.ort.elf import needed
 from edgegen.backends.ort.failures import ERRORS, explain
-from edgegen.errors import BackendError, UnknownNameError
+from edgegen.errors import BackendError, InputError, UnknownNameError
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, TensorSpec
 
@@ -157,8 +157,8 @@ def fault(key: str) -> str | None:
     return None
 
 
-def start(model: bytes, options: Any, key: str, provider_options: Mapping[str, str]) -> Any:
-    """A session on a provider. ONNX Runtime's own second try on the CPU is off.
+def start(model: bytes, options: Any, key: str, provider_options: Mapping[str, str], device: int = 0) -> Any:
+    """A session on a provider, on the GPU of that number. ONNX Runtime's own second try on the CPU is off.
 
     Raises BackendError where the provider is not there; else what ONNX Runtime raises.
     """
@@ -167,17 +167,16 @@ def start(model: bytes, options: Any, key: str, provider_options: Mapping[str, s
         return ort.InferenceSession(model, options, providers=[_CPU_PROVIDER])
     names = ort.get_available_providers()
     if wanted.package or (wanted.name not in names and wanted.name in _plugin_names()):  # CUDA itself may come as a plugin
-        options.add_provider_for_devices(_devices(wanted), dict(provider_options))
+        options.add_provider_for_devices(_devices(wanted, device), dict(provider_options))
         return ort.InferenceSession(model, options, enable_fallback=0)
     if wanted.name not in names:
         raise BackendError(
             f"this onnxruntime ({ort.__version__}) was built without {wanted.name}; it has {', '.join(names)}: "
             "pip uninstall onnxruntime && pip install onnxruntime-gpu (on a Jetson: the wheel for its JetPack)"
         )
-    behind = [(PROVIDERS[other].name, dict(PROVIDERS[other].options)) for other in wanted.behind]
-    return ort.InferenceSession(
-        model, options, providers=[(wanted.name, dict(provider_options)), *behind, _CPU_PROVIDER], enable_fallback=0
-    )
+    told = [(wanted.name, provider_options), *((PROVIDERS[other].name, PROVIDERS[other].options) for other in wanted.behind)]
+    listed = [(name, {**given, "device_id": str(device)} if "device_id" in given else dict(given)) for name, given in told]
+    return ort.InferenceSession(model, options, providers=[*listed, _CPU_PROVIDER], enable_fallback=0)
 
 
 def options_for(key: str, variant: Variant, axes: Mapping[str, Axis], *, capture: bool) -> dict[str, str]:
@@ -261,8 +260,11 @@ def _bounds(axis: Axis | None) -> tuple[int, int, int]:
     return (1, 1, 1) if axis is None else (axis.min, axis.opt, axis.max)
 
 
-def _devices(wanted: Provider) -> Sequence[Any]:
-    """The devices of a plugin's provider. Raises BackendError where its package is missing, or it finds none."""
+def _devices(wanted: Provider, number: int) -> Sequence[Any]:
+    """The GPU of that number, for a plugin's provider.
+
+    Raises BackendError where its package is missing or it finds no GPU, InputError where it finds fewer.
+    """
     if wanted.package:
         if importlib.util.find_spec(wanted.package) is None:
             raise BackendError(f"{wanted.name} is not installed: pip install {wanted.package.replace('_', '-')}-cu13")
@@ -270,7 +272,9 @@ def _devices(wanted: Provider) -> Sequence[Any]:
     found = [device for device in ort.get_ep_devices() if device.ep_name == wanted.name]
     if not found:
         raise BackendError(f"{wanted.name} finds no GPU that it can use; look at nvidia-smi, and at what its version supports")
-    return found[:1]
+    if not 0 <= number < len(found):
+        raise InputError(f"no GPU {number}; {wanted.name} finds {len(found)}, counted from 0")
+    return found[number : number + 1]
 
 
 def _register(wanted: Provider) -> None:

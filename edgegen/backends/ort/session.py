@@ -54,6 +54,7 @@ class OrtSession(GraphSession):
         external: Sequence[ExternalTensor] = (),
         folder: Path | None = None,
         provider: str = CPU,
+        device: int = 0,
         allow_fallback: bool | None = None,
         cuda_graphs: bool | None = None,
         resident: bool | None = None,
@@ -72,6 +73,7 @@ class OrtSession(GraphSession):
             threads: threads for one operator, the calling one included; one for each usable physical core if None.
             provider: a name of `ort.providers.PROVIDERS`. One that cannot be used here, or leaves operators that compute to
                 the CPU, is an error.
+            device: the number of the GPU.
             allow_fallback: log that instead and go on; if None, as EDGEGEN_ALLOW_FALLBACK says, else not.
             cuda_graphs: capture runs that repeat, where the provider can; if None, as EDGEGEN_CUDA_GRAPHS says, else not.
             resident: keep state and what repeats in the memory of the device; if None, wherever that is not the host's.
@@ -80,11 +82,14 @@ class OrtSession(GraphSession):
 
         Raises:
             BackendError: the provider cannot be used, or ONNX Runtime refuses the graph.
-            InputError: `threads` is below 1.
+            InputError: `threads` is below 1, or `device` no number of a GPU.
         """
         self.threads = default_threads() if threads is None else threads
         if self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1")
+        if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+            raise InputError(f"device is {device!r}; give the number of a GPU, counted from 0")
+        self._device = device
         super().__init__(variant.path, variant.inputs, variant.outputs, variant.state, axes)
         self._lock = threading.Lock()
         self._states: weakref.WeakSet[OrtState] = weakref.WeakSet()
@@ -121,7 +126,7 @@ class OrtSession(GraphSession):
         self.captured = may_capture(self.provider, cuda_graphs)
         while True:
             told = options_for(self.provider, variant, self._axes, capture=self.captured)
-            opener = functools.partial(create, weights, external, folder, self.provider, told, variant.path)
+            opener = functools.partial(create, weights, external, folder, self.provider, told, self._device, variant.path)
             try:
                 return with_kernels(opener, model, options, variant, self.provider)
             except BackendError as error:
@@ -201,7 +206,8 @@ class OrtSession(GraphSession):
         if not self._resident:
             return Binding(self._native)
         has_plugin = bool(provider_of(self.provider).package)
-        place = Place("cpu" if self.provider == CPU else "cuda", 0, self._native if has_plugin else None)
+        name, number = ("cpu", 0) if self.provider == CPU else ("cuda", self._device)
+        place = Place(name, number, self._native if has_plugin else None)
         return DeviceBinding(self._native, place, {**self._inputs, **self._outputs}, self._captures)
 
     def _binding(self, state: State | None) -> Binding | None:

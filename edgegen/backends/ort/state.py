@@ -30,13 +30,10 @@ class Shelf:
         self._kept = binding, values, capacity
 
     def take(self, capacity: int) -> tuple[Binding, dict[str, Any], int] | None:
-        """What is kept, with zeros in it, if it has room for `capacity` entries."""
+        """What is kept, with what was in it, if it has room for `capacity` entries."""
         if self._kept is None or not 1 <= capacity <= self._kept[2]:
             return None
         kept, self._kept = self._kept, None
-        for value in kept[1].values():
-            array = value.numpy()
-            value.update_inplace(np.zeros(array.shape, array.dtype))
         return kept
 
     def clear(self) -> None:
@@ -71,6 +68,9 @@ class OrtState:
             self._grow(capacity, 0)
         else:
             self.binding, self._values, self._capacity = kept
+            for pair, spec in pairs.items():
+                value = self._values[pair.input]
+                value.update_inplace(_zeros(spec, tuple(value.shape())))
 
     @property
     def capacity(self) -> int:

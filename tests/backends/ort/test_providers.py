@@ -21,7 +21,7 @@ from edgegen.backends.ort.elf import needed
 from edgegen.backends.ort.failures import backend_error, explain
 from edgegen.backends.ort.providers import PROVIDERS, check_placement, fault, options_for, start
 from edgegen.backends.ort.session import OrtSession
-from edgegen.errors import BackendError, UnknownNameError
+from edgegen.errors import BackendError, InputError, UnknownNameError
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, TensorSpec
 
@@ -199,9 +199,9 @@ class Stub:
         return self
 
 
-def started(monkeypatch, stub, key, options):
+def started(monkeypatch, stub, key, options, *device):
     monkeypatch.setattr(providers, "ort", stub)
-    return start(b"", stub, key, options)
+    return start(b"", stub, key, options, *device)
 
 
 def test_a_provider_is_asked_for_by_name_and_onnxruntime_may_not_try_again_without_it(monkeypatch):
@@ -230,6 +230,31 @@ def test_a_plugin_is_registered_once_and_asked_for_by_its_device(monkeypatch):
     assert stub.registered == [(wanted.name, "/x/plugin.so")]
     assert [(len(devices), options) for devices, options in stub.given] == [(1, {"c": "3"})] * 2  # one GPU
     assert stub.sessions == [{"enable_fallback": 0}] * 2
+
+
+def test_another_gpu_is_told_to_every_provider_of_the_session(monkeypatch):
+    stub = Stub(["TensorrtExecutionProvider", CUDA, "CPUExecutionProvider"])
+    started(monkeypatch, stub, "tensorrt", PROVIDERS["tensorrt"].options, 3)
+    told = [options["device_id"] for _, options in stub.sessions[0]["providers"][:-1]]
+    assert told == ["3", "3"]  # its own, and CUDA's behind it
+    assert PROVIDERS["cuda"].options["device_id"] == "0"
+
+
+def test_another_gpu_is_one_of_those_that_a_plugin_finds(monkeypatch):
+    monkeypatch.setattr(providers, "_register", lambda wanted: None)
+    monkeypatch.setattr(providers.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
+    name = PROVIDERS["tensorrt-rtx"].name
+    stub = Stub(["CPUExecutionProvider"], devices=[name, CUDA, name])
+    started(monkeypatch, stub, "tensorrt-rtx", {}, 1)
+    assert stub.given[0][0] == [stub.get_ep_devices()[2]]
+    with pytest.raises(InputError, match="no GPU 2; NvTensorRTRTXExecutionProvider finds 2"):
+        started(monkeypatch, stub, "tensorrt-rtx", {}, 2)
+
+
+@pytest.mark.parametrize("device", [-1, True, "cuda:1"])
+def test_what_is_no_number_of_a_gpu_is_refused(device, tmp_path):
+    with pytest.raises(InputError, match="give the number of a GPU"):
+        OrtSession(b"", {}, IMAGE, {}, device=device)
 
 
 def test_cuda_that_comes_as_a_plugin_is_taken_too(monkeypatch):
