@@ -84,10 +84,12 @@ def _known(bundle: Bundle, backend: str) -> str:
             if (reason := too_old(backend, bundle, graph)) is not None:
                 return reason
         device = verdict.device_of(gpu_of(flavour_of(backend), 0))
-        verdicts = [verdict.read(store, _wanted(bundle, backend, graph), device) for graph in bundle.manifest.graphs]
+        wants = [_wanted(bundle, backend, graph) for graph in bundle.manifest.graphs]
+        verdicts = [verdict.read(store, want, device) for want in wants]
+        refusals = [reason for want in wants if (reason := want.refused(store)) is not None]
     except EdgegenError as error:
         return str(error)
-    wrong = [one.reason for one in verdicts if one is not None and one.reason]
+    wrong = refusals + [one.reason for one in verdicts if one is not None and one.reason]
     return wrong[0] if wrong else "unknown" if None in verdicts else "good"
 
 

@@ -16,6 +16,7 @@ from edgegen.backends.engines import verdict, wanted
 from edgegen.backends.engines.ahead import build_bundle
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.portable import trusted
+from edgegen.backends.engines.refusal import RefusedError
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.trt.flavours import FLAVOURS
 from edgegen.backends.trt.open import gpu_of
@@ -26,10 +27,10 @@ PROMPT = "The quick brown fox"
 
 
 class Builds:
-    """Stands for the builder: builds here, as soon as `go` is set; `made` are the graphs that were built."""
+    """Stands for the builder: builds here, as soon as `go` is set; `made` are graphs that were built, in `tries`."""
 
     def __init__(self):
-        self.go, self.begun, self.made = threading.Event(), threading.Event(), []
+        self.go, self.begun, self.made, self.tries = threading.Event(), threading.Event(), [], 0
         self.go.set()
 
     def __call__(self, request, *, progress=None, cancelled=None, folder=None):
@@ -37,8 +38,13 @@ class Builds:
         while not self.go.wait(0.01):
             if cancelled is not None and cancelled.is_set():
                 raise CancelledError("cancelled")
+        self.tries += 1
+        try:
+            built = build_here(request)
+        except BackendError as error:  # as the process that builds says it
+            raise RefusedError(str(error)) from error
         self.made.append(request.graph)
-        return build_here(request)
+        return built
 
 
 @pytest.fixture
@@ -103,6 +109,38 @@ def test_a_build_that_fails_leaves_onnxruntime_in_charge(bundle, builds, machine
         assert backend_of(model) == "onnxruntime"
         text_of(model)
     assert "no kernel for this node" in caplog.text
+
+
+def test_what_the_library_refused_is_not_built_again_but_by_another_edgegen(bundle, builds, machine, monkeypatch, caplog):
+    machine.faults.build = "no kernel for this node"
+    said = []
+    for version, advise, tries in (("1.0", None, 1), ("1.0", None, 1), ("1.0", said.append, 1), ("1.1", None, 2)):
+        monkeypatch.setattr(edgegen, "__version__", version)
+        caplog.clear()
+        is_known = builds.tries == tries
+        with edgegen.load(bundle, advise=advise) as model:
+            assert hasattr(model, "switch") is not is_known
+            assert is_known or model.switch.wait(60)
+            assert backend_of(model) == "onnxruntime"
+        assert builds.tries == tries
+        assert "no kernel for this node" in caplog.text
+        assert (f"`edgegen build --backend tensorrt-rtx {bundle}` tries again" in caplog.text) is is_known
+    assert said == []
+    with pytest.raises(BackendError, match=r"no kernel for this node .*tries again"):
+        edgegen.load(bundle, backend="tensorrt-rtx")
+    assert builds.tries == 2
+
+
+def test_who_builds_ahead_tries_again_what_was_refused_and_the_refusal_is_forgotten(bundle, builds, machine):
+    machine.faults.build = "no kernel for this node"
+    for tries in (1, 2):
+        with pytest.raises(BackendError, match="no kernel for this node"):
+            build_bundle(bundle, "tensorrt-rtx")
+        assert builds.tries == tries
+    assert [path.suffix for path in EngineStore().root.iterdir()] == [".refusal"]
+    machine.faults.build = None
+    build_bundle(bundle, "tensorrt-rtx")
+    assert [path.suffix for path in EngineStore().root.iterdir()] == [".engine"]
 
 
 def test_an_engine_that_was_built_ahead_is_proven_before_it_is_used(bundle, builds):

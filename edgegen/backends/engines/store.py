@@ -30,6 +30,7 @@ PLACE, LIMIT = "EDGEGEN_ENGINES", "EDGEGEN_ENGINES_LIMIT"  # environment variabl
 DEFAULT_LIMIT_BYTES = 20 << 30
 VERDICT = ".verdict"  # beside an engine: see verdict.py
 KERNELS = ".kernels"  # beside an engine: what TensorRT-RTX compiled while it ran
+REFUSAL = ".refusal"  # in an engine's place: see refusal.py
 _SUFFIX, _PARTIAL, _LOCK = ".engine", ".partial", ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -84,7 +85,7 @@ class EngineStore:
 
         Raises CacheError where the folder is not to be trusted.
         """
-        if not self._is_there():
+        if not self.is_there():
             return None
         path = self.path(key)
         try:
@@ -107,7 +108,7 @@ class EngineStore:
 
         Raises CacheError where the folder is not to be trusted.
         """
-        if not self._is_there():
+        if not self.is_there():
             return None
         for path in reversed(self.entries()):
             with contextlib.suppress(StaleEntryError, OSError):  # `get` says what is wrong with what is really wanted
@@ -192,7 +193,7 @@ class EngineStore:
                 used.append((path.lstat().st_mtime_ns, path))
         return [path for _, path in sorted(used)]
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
         """Whether the folder exists. CacheError where others could have put something into it."""
         try:
             found = self.root.lstat()
@@ -210,11 +211,11 @@ class EngineStore:
         return True
 
     def _prepare(self) -> None:
-        if not self._is_there():
+        if not self.is_there():
             self.root.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self.root.mkdir(mode=0o700)
-            self._is_there()
+            self.is_there()
 
     def _publish(self, path: Path, engine: Engine) -> None:
         partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_PARTIAL}")

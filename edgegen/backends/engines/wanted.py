@@ -1,15 +1,18 @@
 """Which engine a graph needs on a device, and how it is had: from the cache, else built in a process of its own."""
 
 import logging
+import shlex
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgegen.backends.engines import refusal
 from edgegen.backends.engines.builder import Progress, build
 from edgegen.backends.engines.driver import driver_version
 from edgegen.backends.engines.entry import Engine
 from edgegen.backends.engines.estimate import Estimate, estimate
 from edgegen.backends.engines.key import EngineKey, GraphDigest, Target
+from edgegen.backends.engines.refusal import RefusedError
 from edgegen.backends.engines.store import Built, EngineStore
 from edgegen.backends.engines.worker import BuildRequest
 from edgegen.backends.trt.open import for_gpu
@@ -41,29 +44,50 @@ class Wanted(NamedTuple):
         *,
         progress: Progress | None = None,
         cancelled: threading.Event | None = None,
+        again: bool = False,
         force: bool = False,
     ) -> Engine:
-        """The engine: from `store`, else built and kept there.
+        """The engine: from `store`, else built and kept there. A refusal is remembered there, too.
 
         Args:
             store: the cache.
             progress: called with (phase, steps done, steps in all) while it is built.
             cancelled: when it is set, the build is given up.
+            again: build even where the library refused it the last time.
             force: build even where memory will probably not do.
 
         Raises:
+            RefusedError: the library refuses it, or (without `again`) did so the last time.
             BackendError: it cannot be built, or (without `force`) would probably run out of memory.
         """
 
         def make() -> Built:
+            if not again and (reason := self.refused(store)) is not None:
+                raise RefusedError(reason)
             if not force:
                 self.estimate.check(self.request.graph)
-            return build(self.request, progress=progress, cancelled=cancelled, folder=store.root)
+            try:
+                built = build(self.request, progress=progress, cancelled=cancelled, folder=store.root)
+            except RefusedError as error:
+                refusal.write(store, self.key, str(error))
+                raise
+            refusal.forget(store, self.key)
+            return built
 
         def waiting(who: str) -> None:
             _log.info("graph %s: its engine is being built by %s; waiting for that", self.request.graph, who)
+            if progress is not None:
+                progress(f"waiting for {who}", 0, 0)
 
         return store.obtain(self.key, make, waiting=waiting)
+
+    def refused(self, store: EngineStore) -> str | None:
+        """Why the library refused it the last time, and what to do; None where it did not, or that is not known."""
+        reason = refusal.read(store, self.key)
+        if reason is None:
+            return None
+        command = f"edgegen build --backend {self.request.flavour} {shlex.quote(self.request.bundle)}"
+        return f"{reason} (so it ended when it was tried; `{command}` tries again)"
 
 
 def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: BuildOptions) -> Wanted:
