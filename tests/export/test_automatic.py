@@ -91,7 +91,7 @@ def test_onnxruntime_answers_until_the_engine_is_built_and_proven_and_the_next_l
 
 def test_an_engine_whose_answers_are_wrong_is_never_switched_to_and_not_tried_again(bundle, builds, monkeypatch, caplog):
     report = type("Report", (), {"passed": False, "lines": lambda self: ["layer 1 is wrong"]})()
-    monkeypatch.setattr(automatic, "replay_bundle", lambda *_: report)
+    monkeypatch.setattr(automatic, "replay_bundle", lambda *_, **__: report)
     for _ in range(2):
         with edgegen.load(bundle) as model:
             assert not hasattr(model, "switch") or model.switch.wait(60)
@@ -178,6 +178,22 @@ def test_an_engine_for_a_shorter_context_is_proven_and_taken_and_gives_the_same_
         assert found.token_ids == wanted_text.token_ids[: len(found.token_ids)]
         assert found.finish_reason == "stop" or found.prompt_tokens + len(found.token_ids) == 100
     assert builds.made == ["decoder"]
+
+
+def test_a_context_is_that_of_both_pipelines_and_its_engine_is_built_beside_the_one_that_was_used_last(bundle, builds):
+    build_bundle(bundle, "tensorrt-rtx")
+    builds.go.clear()
+    with edgegen.load(bundle, context=120) as model:
+        assert model.context.length == 120
+        builds.go.set()
+        assert model.switch.wait(60)
+        assert (model.switch.stage, model.switch.reason) == ("switched", "")
+        assert (backend_of(model), model.context.length, model.session.axes["cache"].max) == ("tensorrt-rtx", 120, 120)
+    for context in (120, 256):  # all that was exported: the engine that was there first
+        with edgegen.load(bundle, context=context) as model:
+            assert context == 120 or model.switch.wait(60)
+            assert (backend_of(model), model.context.length) == ("tensorrt-rtx", context)
+    assert builds.made == ["decoder", "decoder"]
 
 
 def test_an_old_library_stays_unused_where_the_bundle_has_nothing_for_it_and_auto_says_so(bundle, monkeypatch, caplog):

@@ -13,9 +13,10 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -103,10 +104,10 @@ class EngineStore:
                 os.utime(path)
         return found
 
-    def latest(self, key: EngineKey) -> EngineKey | None:
+    def latest(self, key: EngineKey, having: Mapping[str, Any] = {}) -> EngineKey | None:
         """The key of the engine that was built or used last of those that differ from `key` in the options of the build alone.
 
-        Raises CacheError where the folder is not to be trusted.
+        `having` are options that it must have been built with. Raises CacheError where the folder is not to be trusted.
         """
         if not self.is_there():
             return None
@@ -117,6 +118,7 @@ class EngineStore:
                     found is not None
                     and msgspec.structs.replace(found, options=key.options) == key
                     and path == self.path(found)
+                    and having.items() <= found.options.items()
                 ):
                     return found
         return None

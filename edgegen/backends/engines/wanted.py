@@ -16,7 +16,7 @@ from edgegen.backends.engines.refusal import RefusedError
 from edgegen.backends.engines.store import Built, EngineStore
 from edgegen.backends.engines.worker import BuildRequest
 from edgegen.backends.trt.open import for_gpu
-from edgegen.backends.trt.profiles import BuildOptions
+from edgegen.backends.trt.profiles import BuildOptions, settled
 
 if TYPE_CHECKING:
     from edgegen.backends.trt.cuda import Gpu
@@ -95,7 +95,9 @@ def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", targe
 
     `options.compute_capabilities` is taken from the target. Raises BackendError where the library is missing.
     """
-    said = replace(options, compute_capabilities=target.compute_capabilities).as_dict()
+    described = bundle.manifest.graphs[graph]
+    asked = replace(options, compute_capabilities=target.compute_capabilities)
+    said = settled(described.variants[variant], described.axes, asked).as_dict()
     digest = GraphDigest.of(bundle, graph, variant)
     key = EngineKey(digest, flavour.name, flavour.version(), target, said)
     request = BuildRequest(str(bundle.path.absolute()), graph, variant, digest, flavour.name, said)
@@ -110,15 +112,19 @@ def wanted_here(
     gpu: "Gpu",
     store: EngineStore,
     asked: BuildOptions | None = None,
+    *,
+    context: int | None = None,
 ) -> Wanted:
     """The engine of one graph for the GPU of this machine.
 
     Where nobody says what it is to be built for (`asked`), it is the one of `store` that was built or used last: somebody has
-    asked for that one, ahead of time. So `edgegen build --context 2048` holds until it is called with something else.
+    asked for that one, ahead of time. So `edgegen build --context 2048` holds until it is called with something else. With a
+    `context` it is the last of those for just that many entries.
     """
-    options = for_gpu(flavour, asked or BuildOptions(), gpu)
+    options = for_gpu(flavour, asked or BuildOptions(cache_length=context), gpu)
     want = wanted(bundle, graph, variant, flavour, target_of(options, gpu), options)
-    there = store.latest(want.key) if asked is None else None
+    length = None if context is None else want.options.cache_length
+    there = store.latest(want.key, {} if context is None else {"cache_length": length}) if asked is None else None
     if there is None or there == want.key:
         return want
     return wanted(bundle, graph, variant, flavour, there.target, BuildOptions.of(there.options))
