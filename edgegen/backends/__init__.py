@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgegen.backends.context import with_context
+from edgegen.backends.trt.flavours import flavour_of
 from edgegen.errors import BackendError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -264,7 +265,9 @@ def _is_installed(backend: Backend) -> bool:
 
 
 def install_hint(backend: Backend) -> str:
-    """The command that installs what a backend needs."""
+    """What to do to install what a backend needs: a command, but for TensorRT, which comes in two ways."""
+    if backend.engines:
+        return flavour_of(backend.extra).cure
     if backend.package:
         return f"pip install {backend.package}"
     # onnxruntime and onnxruntime-gpu have the same module: side by side, one of the two is half there.

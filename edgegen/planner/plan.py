@@ -59,6 +59,11 @@ class Plan:
     fits: bool
     change: Change | None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each bundle is called."""
+        return _names(self.bundles)
+
     def as_dict(self) -> dict[str, Any]:
         """Say it for machines."""
         device, mode = self.target.device, self.target.mode
@@ -72,6 +77,7 @@ class Plan:
             "mode": msgspec.to_builtins(mode),
             "backend": self.target.backend,
             "budget_bytes": self.target.budget_bytes,
+            "cache_bytes": self.target.cache_bytes,
             "fits": self.fits,
             "estimated": any(one.is_estimated for one in self.bundles),
             "together_bytes": self.together_bytes,
@@ -100,6 +106,12 @@ def plan(bundles: Sequence[PlannedBundle], target: Target, ask: Ask) -> Plan:
     fits = as_given <= target.budget_bytes
     change = None if fits else _change_of_set(planned, target, ordered, in_turns)
     return Plan(target, planned, as_given, tuple(order), ordered, in_turns, fits, change)
+
+
+def _names(bundles: Sequence[BundlePlan]) -> tuple[str, ...]:
+    """Of each its name, but its path where others have the same."""
+    names = [one.bundle.name for one in bundles]
+    return tuple(one.bundle.path if names.count(one.bundle.name) > 1 else one.bundle.name for one in bundles)
 
 
 def _check(bundles: Sequence[PlannedBundle], ask: Ask) -> None:
@@ -155,7 +167,8 @@ def _change_of_set(planned: Sequence[BundlePlan], target: Target, ordered: int, 
         return planned[0].change
     if ordered <= budget:
         return Change("load them in another order", ordered)
-    for one in sorted(planned, key=lambda one: one.usage.size_bytes, reverse=True):
+    largest_first = sorted(zip(_names(planned), planned, strict=True), key=lambda named: -named[1].usage.size_bytes)
+    for name, one in largest_first:
         others = sum(other.usage.size_bytes for other in planned if other is not one)
         room = budget - others
 
@@ -164,7 +177,7 @@ def _change_of_set(planned: Sequence[BundlePlan], target: Target, ordered: int, 
 
         change = fit.cheapest_change(one.bundle, one.ask, room, measure, one.runtime.size_bytes)
         if change is not None and "--precision" not in change.what:
-            return Change(f"{one.bundle.name}: {change.what}", others + change.size_bytes)
+            return Change(f"{name}: {change.what}", others + change.size_bytes)
     if in_turns <= budget:
         return Change(_IN_TURNS, in_turns)
     changed = [one.size_bytes if one.fits else one.change.size_bytes if one.change is not None else None for one in planned]

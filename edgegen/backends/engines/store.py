@@ -34,6 +34,7 @@ KERNELS = ".kernels"  # beside an engine: what TensorRT-RTX compiled while it ra
 REFUSAL = ".refusal"  # in an engine's place: see refusal.py
 _SUFFIX, _PARTIAL, _LOCK = ".engine", ".partial", ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP)  # a file where a folder is needed
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -271,7 +272,7 @@ def default_limit() -> int:
 def parse_size(text: str, what: str) -> int:
     """Read "20G", "500M" or a number of bytes; InputError, which names `what`, for anything else."""
     number, unit = (text[:-1], _UNITS[text[-1:].upper()]) if text[-1:].upper() in _UNITS else (text, 1)
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise InputError(f"{what} is {text[:40]!r}; give bytes, or a number with K, M, G or T: 20G")
     return int(number) * unit
 
@@ -284,8 +285,8 @@ def _engine(key: EngineKey, built: Built) -> Engine:
 
 def _not_kept(root: Path, error: OSError) -> CacheError:
     why = error.strerror or str(error)
-    cure = "make room" if error.errno in _FULL else "make it writable"
-    return CacheError(f"engines are not kept in {root}: {why}; {cure}, or name another folder in ${PLACE}")
+    cure = "make room, or " if error.errno in _FULL else "" if error.errno in _IN_THE_WAY else "make it writable, or "
+    return CacheError(f"engines are not kept in {root}: {why}; {cure}name another folder in ${PLACE}")
 
 
 def _flush_folder(path: Path) -> None:

@@ -145,6 +145,7 @@ DAMAGES = {
     "a symbolic link": linked,
     "a hard link": lambda path: os.link(path, path.with_suffix(".twin")),
     "writable by others": lambda path: path.chmod(0o622),
+    "a pipe that nobody writes to": lambda path: (path.unlink(), os.mkfifo(path)),
     "no engine": lambda path: rewrite(path, b"#!/bin/sh"),
 }
 
@@ -355,7 +356,7 @@ def test_a_folder_that_cannot_be_made_does_not_stop_anything(tmp_path, caplog):
     cache = EngineStore(tmp_path / "file" / "engines")
     assert cache.get(KEY) is None
     assert cache.obtain(KEY, Maker()).data == DATA
-    assert "engines are not kept" in caplog.text
+    assert f"engines are not kept in {cache.root}: File exists; name another folder" in caplog.text
     with pytest.raises(CacheError, match="are not kept"):
         cache.keep(cache.obtain(KEY, Maker()))
 
@@ -380,7 +381,8 @@ def test_the_place_and_the_limit_come_from_the_environment(monkeypatch, tmp_path
     monkeypatch.setenv("EDGEGEN_ENGINES", str(tmp_path / "mine"))
     monkeypatch.setenv("EDGEGEN_ENGINES_LIMIT", "3g")
     assert (EngineStore().root, EngineStore().limit_bytes) == (tmp_path / "mine", 3 << 30)
-    monkeypatch.setenv("EDGEGEN_ENGINES_LIMIT", "much")
-    with pytest.raises(InputError, match=r"\$EDGEGEN_ENGINES_LIMIT is 'much'"):
-        EngineStore()
+    for wrong in ("much", "-1", "²G", "G"):
+        monkeypatch.setenv("EDGEGEN_ENGINES_LIMIT", wrong)
+        with pytest.raises(InputError, match=rf"\$EDGEGEN_ENGINES_LIMIT is '{wrong}'"):
+            EngineStore()
     assert EngineStore(limit_bytes=5).limit_bytes == 5

@@ -167,6 +167,16 @@ def test_doctor_says_that_a_library_without_a_gpu_is_not_enough(machine):
     assert examine().backends["tensorrt"] == "works, tensorrt 11.4.0.106"
 
 
+def test_what_installs_tensorrt_is_said_with_the_way_of_a_jetson(monkeypatch):
+    monkeypatch.setattr("edgegen.backends.present_backends", list)
+    for name, cure in (
+        ("tensorrt", r'pip install tensorrt "edgegen\[tensorrt\]"; on a Jetson .*python3-libnvinfer'),
+        ("tensorrt-rtx", r'pip install "edgegen\[tensorrt-rtx\]"$'),
+    ):
+        with pytest.raises(BackendError, match=rf"which is not installed; install it: {cure}"):
+            choose(name)
+
+
 def test_looking_for_backends_imports_none():
     code = "import sys, edgegen.backends as b; b.present_backends(); print(*{m.partition('.')[0] for m in sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
