@@ -80,6 +80,12 @@ def test_a_batch_that_does_not_fit_even_in_tiles_becomes_smaller(images):
     assert small.change.size_bytes <= 100 * MIB
 
 
+def test_images_beyond_the_exported_batch_are_made_in_several_runs(images):
+    most, more = (plan_of([images], 4000, Ask(batch=batch)).bundles[0] for batch in (8, 1000))
+    assert (more.ask.batch, more.size_bytes) == (8, most.size_bytes)
+    assert [roof.per_s for roof in more.roofs] == [roof.per_s for roof in most.roofs]
+
+
 def test_where_nothing_helps_it_is_said(text):
     found = plan_of([text], 20)
     assert (found.fits, found.change) == (False, None)
