@@ -14,7 +14,7 @@ from edgegen.backends.engines import verdict
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.verdict import Verdict
-from edgegen.backends.engines.wanted import Wanted, wanted_here
+from edgegen.backends.engines.wanted import Wanted, build_command, wanted_here
 from edgegen.backends.trt.flavours import flavour_of
 from edgegen.backends.trt.open import gpu_of
 from edgegen.bundle import Bundle
@@ -68,7 +68,7 @@ def load_automatically(
             known = str(error)
     first = open_on(other)
     if known == "unknown" and advise is not None:
-        advise(f"{path.name} runs on {other}; `edgegen build --backend {better} {path}` once makes engines for {better}")
+        advise(f"{path.name} runs on {other}; `{build_command(better, path, context)}` once makes engines for {better}")
         return first
     if known != "unknown":
         _log.warning("requests run on %s; %s: %s", other, better, known)

@@ -126,9 +126,12 @@ def test_what_the_library_refused_is_not_built_again_but_by_another_edgegen(bund
         assert "no kernel for this node" in caplog.text
         assert (f"`edgegen build --backend tensorrt-rtx {bundle}` tries again" in caplog.text) is is_known
     assert said == []
-    with pytest.raises(BackendError, match=r"no kernel for this node .*tries again"):
-        edgegen.load(bundle, backend="tensorrt-rtx")
-    assert builds.tries == 2
+    for context, option in ((None, ""), (120, " --context 120")):  # another context is another engine
+        for _ in range(1 if context is None else 2):
+            with pytest.raises(BackendError, match="no kernel for this node") as caught:
+                edgegen.load(bundle, backend="tensorrt-rtx", context=context)
+        assert f"`edgegen build --backend tensorrt-rtx{option} {bundle}` tries again" in str(caught.value)
+    assert builds.tries == 3
 
 
 def test_who_builds_ahead_tries_again_what_was_refused_and_the_refusal_is_forgotten(bundle, builds, machine):
@@ -159,11 +162,13 @@ def test_a_program_of_one_request_builds_nothing_and_proves_what_is_there(bundle
         assert not hasattr(model, "switch")
     command = f"`edgegen build --backend tensorrt-rtx {bundle}`"
     assert said == [f"{bundle.name} runs on onnxruntime; {command} once makes engines for tensorrt-rtx"]
+    edgegen.load(bundle, context=120, advise=said.append).close()
+    assert f"`edgegen build --backend tensorrt-rtx --context 120 {bundle}` once" in said[1]
     assert builds.made == []
     build_bundle(bundle, "tensorrt-rtx")
     with edgegen.load(bundle, advise=said.append) as model:
         assert backend_of(model) == "tensorrt-rtx"
-    assert len(said) == 1
+    assert len(said) == 2
 
 
 def test_an_engine_for_a_shorter_context_is_proven_and_taken_and_gives_the_same_text(bundle, builds):

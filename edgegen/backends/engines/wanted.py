@@ -1,6 +1,7 @@
 """Which engine a graph needs on a device, and how it is had: from the cache, else built in a process of its own."""
 
 import logging
+import os
 import shlex
 import threading
 from dataclasses import replace
@@ -86,8 +87,14 @@ class Wanted(NamedTuple):
         reason = refusal.read(store, self.key)
         if reason is None:
             return None
-        command = f"edgegen build --backend {self.request.flavour} {shlex.quote(self.request.bundle)}"
+        command = build_command(self.request.flavour, self.request.bundle, self.options.cache_length)
         return f"{reason} (so it ended when it was tried; `{command}` tries again)"
+
+
+def build_command(backend: str, bundle: str | os.PathLike[str], context: int | None) -> str:
+    """What to type for the engines that a load with `context` looks for."""
+    option = "" if context is None else f" --context {context}"
+    return f"edgegen build --backend {backend}{option} {shlex.quote(os.fspath(bundle))}"
 
 
 def wanted(bundle: "Bundle", graph: str, variant: str, flavour: "Flavour", target: Target, options: BuildOptions) -> Wanted:
