@@ -101,8 +101,7 @@ class EngineStore:
             _log.warning("the engine %s cannot be read (%s), and is built again", path, error.strerror)
             return None
         if found is not None:
-            with contextlib.suppress(OSError):  # a cache that cannot be written to has no order of use
-                os.utime(path)
+            self._mark_used(path)
         return found
 
     def latest(self, key: EngineKey, having: Mapping[str, Any] = {}) -> EngineKey | None:
@@ -190,11 +189,22 @@ class EngineStore:
 
     def entries(self) -> list[Path]:
         """Every entry, the one that was not used for longest first."""
+        return [path for _, path in self._uses()]
+
+    def _uses(self) -> list[tuple[int, Path]]:
+        """When each entry was used last, in nanoseconds, in that order."""
         used = []
         for path in self.root.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
                 used.append((path.lstat().st_mtime_ns, path))
-        return [path for _, path in sorted(used)]
+        return sorted(used)
+
+    def _mark_used(self, path: Path) -> None:
+        """Make an entry the last in the order of use: a file's clock ticks in milliseconds, and a board's may be set back."""
+        with contextlib.suppress(OSError):  # a cache that cannot be written to has no order of use
+            last_ns = max((used_ns for used_ns, _ in self._uses()), default=0)
+            now_ns = max(time.time_ns(), last_ns + 1)
+            os.utime(path, ns=(now_ns, now_ns))
 
     def is_there(self) -> bool:
         """Whether the folder exists. CacheError where others could have put something into it."""
@@ -225,6 +235,7 @@ class EngineStore:
         with lock.written(partial) as descriptor:
             entry.write(descriptor, engine)
             partial.rename(path)
+        self._mark_used(path)
         _flush_folder(self.root)
 
     def _make_room(self, path: Path, size_bytes: int) -> None:

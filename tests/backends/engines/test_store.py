@@ -82,6 +82,16 @@ def test_the_latest_engine_of_a_graph_is_found_whatever_it_was_built_for(cache):
     assert cache.latest(KEY) == KEY
 
 
+def test_the_order_of_use_holds_though_the_clock_stands_still_or_is_set_back(cache, monkeypatch):
+    keys = (KEY, OTHERS["sm"], OTHERS["driver"])
+    for now_ns in (5 * 10**18, 5 * 10**18, 10**18):
+        monkeypatch.setattr(store.time, "time_ns", lambda now_ns=now_ns: now_ns)
+        for key in (*keys, KEY):
+            cache.obtain(key, Maker())
+            assert cache.entries()[-1] == cache.path(key)
+    assert cache.entries() == [cache.path(key) for key in (OTHERS["sm"], OTHERS["driver"], KEY)]
+
+
 def test_an_engine_is_built_once_and_then_comes_from_the_disk_with_what_is_known_of_it(cache):
     make = Maker()
     first, second = cache.obtain(KEY, make), EngineStore(cache.root).obtain(KEY, make)
