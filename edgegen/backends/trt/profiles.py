@@ -139,7 +139,8 @@ def plan(variant: Variant, axes: Mapping[str, Axis], options: BuildOptions) -> P
     every = {name: Axis(sizes[name], sizes[name], sizes[name]) if name in sizes else axis for name, axis in bounds.items()}
     profiles: tuple[Profile, ...] = (Profile("all", every),)
     if variant.state and SEQUENCE in every.keys() - sizes.keys():
-        profiles = _for_tokens(every, {SEQUENCE, *counted}, min(options.prefill, every[SEQUENCE].max))
+        longest = min(options.prefill, every[SEQUENCE].max, *(sizes[name] for name in growing))
+        profiles = _for_tokens(every, {SEQUENCE, *counted}, longest)
     caches = {name: bounds[name] for name in bounds.keys() & growing}
     return Plan(sizes, {**profiles[-1].axes, **caches}, profiles, tuple(sorted(counted - sizes.keys())))
 
