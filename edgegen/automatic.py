@@ -14,7 +14,7 @@ from edgegen.backends.engines import verdict
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.engines.verdict import Verdict
-from edgegen.backends.engines.wanted import Wanted, wanted_here
+from edgegen.backends.engines.wanted import Wanted, build_command, wanted_here
 from edgegen.backends.trt.flavours import flavour_of
 from edgegen.backends.trt.open import gpu_of
 from edgegen.bundle import Bundle
@@ -27,7 +27,14 @@ _log = logging.getLogger("edgegen")
 OpenOn = Callable[[str], Any]  # a backend's name -> the bundle's pipeline
 
 
-def load_automatically(path: Path, better: str, open_on: OpenOn, advise: Callable[[str], None] | None = None) -> Any:
+def load_automatically(
+    path: Path,
+    better: str,
+    open_on: OpenOn,
+    advise: Callable[[str], None] | None = None,
+    *,
+    context: int | None = None,
+) -> Any:
     """The pipeline of a bundle on engines, where the cache has proven ones of all graphs.
 
     Where it has not, the next best backend answers while they are built and proven; where there is no other, this waits for
@@ -39,6 +46,7 @@ def load_automatically(path: Path, better: str, open_on: OpenOn, advise: Callabl
         open_on: opens the bundle on a backend.
         advise: where it is given nothing is built, and it is called with what to do to have engines. Those that are there are
             proven now, once.
+        context: entries of a language model's cache that `open_on` opens it for, and engines are for.
 
     Raises:
         BackendError: the bundle runs on no backend of this machine.
@@ -50,9 +58,9 @@ def load_automatically(path: Path, better: str, open_on: OpenOn, advise: Callabl
         _log.info("there is nothing beside %s: its engines are built first", better)
         return open_on(better)
     with Bundle.open(path) as bundle:
-        manifest, known = bundle.manifest, _known(bundle, better)
+        manifest, known = bundle.manifest, _known(bundle, better, context)
         if known == "unknown" and advise is not None:
-            known = _proven_now(bundle, better)
+            known = _proven_now(bundle, better, context)
     if known == "good":
         try:
             return open_on(better)
@@ -60,7 +68,7 @@ def load_automatically(path: Path, better: str, open_on: OpenOn, advise: Callabl
             known = str(error)
     first = open_on(other)
     if known == "unknown" and advise is not None:
-        advise(f"{path.name} runs on {other}; `edgegen build --backend {better} {path}` once makes engines for {better}")
+        advise(f"{path.name} runs on {other}; `{build_command(better, path, context)}` once makes engines for {better}")
         return first
     if known != "unknown":
         _log.warning("requests run on %s; %s: %s", other, better, known)
@@ -70,13 +78,13 @@ def load_automatically(path: Path, better: str, open_on: OpenOn, advise: Callabl
         with Bundle.open(path) as bundle:
             if bundle.manifest != manifest:
                 raise BundleError(f"{path} was replaced; load it again")
-            _make_ready(bundle, better, cancelled)
+            _make_ready(bundle, better, context, cancelled)
         return open_on(better)
 
     return SwitchingPipeline(Switch(first, other, better, prepare))
 
 
-def _known(bundle: Bundle, backend: str) -> str:
+def _known(bundle: Bundle, backend: str, context: int | None) -> str:
     """What the cache knows of the engines of a bundle: "good", "unknown", or what was wrong with one."""
     store = EngineStore()
     try:
@@ -84,37 +92,39 @@ def _known(bundle: Bundle, backend: str) -> str:
             if (reason := too_old(backend, bundle, graph)) is not None:
                 return reason
         device = verdict.device_of(gpu_of(flavour_of(backend), 0))
-        verdicts = [verdict.read(store, _wanted(bundle, backend, graph), device) for graph in bundle.manifest.graphs]
+        wants = [_wanted(bundle, backend, graph, context) for graph in bundle.manifest.graphs]
+        verdicts = [verdict.read(store, want, device) for want in wants]
+        refusals = [reason for want in wants if (reason := want.refused(store)) is not None]
     except EdgegenError as error:
         return str(error)
-    wrong = [one.reason for one in verdicts if one is not None and one.reason]
+    wrong = refusals + [one.reason for one in verdicts if one is not None and one.reason]
     return wrong[0] if wrong else "unknown" if None in verdicts else "good"
 
 
-def _proven_now(bundle: Bundle, backend: str) -> str:
+def _proven_now(bundle: Bundle, backend: str, context: int | None) -> str:
     """As `_known`, when the engines have been held to the proof; still "unknown" where one is not in the cache."""
     store = EngineStore()
     try:
-        if any(store.get(_wanted(bundle, backend, graph).key) is None for graph in bundle.manifest.graphs):
+        if any(store.get(_wanted(bundle, backend, graph, context).key) is None for graph in bundle.manifest.graphs):
             return "unknown"
-        _make_ready(bundle, backend, threading.Event())
+        _make_ready(bundle, backend, context, threading.Event())
     except EdgegenError as error:
         return " ".join(str(error).split())
     return "good"
 
 
-def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> None:
+def _make_ready(bundle: Bundle, backend: str, context: int | None, cancelled: threading.Event) -> None:
     """Build the engines that the cache lacks, and hold all of them to the proof.
 
     Raises ProofError where they answer something else, and any error of a build.
     """
     store, engines = EngineStore(), []
     for graph in bundle.manifest.graphs:
-        want = _wanted(bundle, backend, graph)
+        want = _wanted(bundle, backend, graph, context)
         engines.append((want, want.obtain(store, cancelled=cancelled).record.sha256))
     if cancelled.is_set():
         raise CancelledError("it is not wanted any more")
-    report = replay_bundle(bundle, backend)
+    report = replay_bundle(bundle, backend, context=context)
     reason = "" if report.passed else f"its answers are not those of the proof: {' '.join(' '.join(report.lines()).split())}"
     device = verdict.device_of(gpu_of(flavour_of(backend), 0))
     for want, digest in engines:
@@ -123,6 +133,6 @@ def _make_ready(bundle: Bundle, backend: str, cancelled: threading.Event) -> Non
         raise ProofError(reason)
 
 
-def _wanted(bundle: Bundle, backend: str, graph: str) -> Wanted:
+def _wanted(bundle: Bundle, backend: str, graph: str, context: int | None = None) -> Wanted:
     flavour, variant = flavour_of(backend), variant_for(backend, bundle, graph)
-    return wanted_here(bundle, graph, variant, flavour, gpu_of(flavour, 0), EngineStore())
+    return wanted_here(bundle, graph, variant, flavour, gpu_of(flavour, 0), EngineStore(), context=context)

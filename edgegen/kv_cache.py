@@ -14,7 +14,7 @@ _CACHE, _SEQUENCE = "cache", "sequence"  # the axes of a decoder that count the 
 
 
 class Context:
-    """How many tokens a session can hold: as many as were exported, or fewer, where an engine was built for fewer.
+    """How many tokens a session can hold: as many as were exported, or fewer, where it was opened for fewer.
 
     Attributes:
         exported: the context length of the model.
@@ -31,14 +31,14 @@ class Context:
     def __str__(self) -> str:
         if self.length == self.exported:
             return f"the context of {self.length}"
-        return f"the cache of {self.length} entries that this session was built for (exported: a context of {self.exported})"
+        return f"the cache of {self.length} entries that this session is for (exported: a context of {self.exported})"
 
     @property
     def cure(self) -> str:
         """What makes it longer."""
         if self.length == self.exported:
             return "export with a longer --context-length"
-        return f"build the engines for more: edgegen build --context {self.exported}"
+        return f"load the bundle for more: context={self.exported}, or, ahead, edgegen build --context {self.exported}"
 
 
 class KVCache:

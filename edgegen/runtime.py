@@ -21,6 +21,7 @@ def load(
     path: str | os.PathLike[str],
     backend: str = AUTO,
     *,
+    context: int | None = None,
     threads: int | None = None,
     verify: bool = True,
     advise: Callable[[str], None] | None = None,
@@ -33,6 +34,9 @@ def load(
             (logger "edgegen", level INFO). With TensorRT and a GPU that is an engine, where the cache has those of all graphs;
             where they are still to be built, onnxruntime answers meanwhile, and the pipeline changes over between requests
             (its `switch` tells: `edgegen.switching.Switch`).
+        context: for language models: the most tokens that prompt and text may have together, where that is less than what was
+            exported. It bounds the memory of the cache. TensorRT runs an engine for just that many, which is built where the
+            cache of engines has none; without it, the one that was built or used last.
         threads: CPU threads; one for each physical core that this process may use if None.
         verify: check the digest of every file that is read. Only switch it off for a bundle that is checked elsewhere.
         advise: for a program that ends after one request. With it, "auto" builds no engines, which the end of the program would
@@ -44,23 +48,24 @@ def load(
     Raises:
         BundleError: the bundle is damaged, foreign, newer than this edgegen, or not to be trusted.
         BackendError: the inference library is missing, or refuses a graph.
+        InputError: a context that was not exported, or one for a bundle without.
         UnknownNameError: no such backend, or no such family in this version.
     """
     place = Path(path).absolute()  # the process may go to another folder
-    open_on = functools.partial(_open, place, threads=threads, verify=verify)
+    open_on = functools.partial(_open, place, context=context, threads=threads, verify=verify)
     chosen = choose(backend)
     if backend == AUTO and BACKENDS[chosen].engines:
         from edgegen.automatic import load_automatically  # not above: it is for machines with a GPU
 
-        return load_automatically(place, chosen, open_on, advise)
+        return load_automatically(place, chosen, open_on, advise, context=context)
     return open_on(chosen)
 
 
-def _open(path: Path, backend: str, *, threads: int | None, verify: bool) -> Any:
+def _open(path: Path, backend: str, *, context: int | None, threads: int | None, verify: bool) -> Any:
     """The pipeline of a bundle on one backend."""
     bundle = Bundle.open(path, verify=verify)
     try:
-        opener = session_opener(bundle, backend, threads=threads)
+        opener = session_opener(bundle, backend, context=context, threads=threads)
         pipeline = pipeline_class(bundle.manifest.family).from_bundle(bundle, opener)
     except BaseException:
         bundle.close()
@@ -69,6 +74,8 @@ def _open(path: Path, backend: str, *, threads: int | None, verify: bool) -> Any
     return pipeline
 
 
-def session_opener(bundle: Bundle, backend: str = AUTO, *, threads: int | None = None) -> "Callable[[str], Session]":
+def session_opener(
+    bundle: Bundle, backend: str = AUTO, *, context: int | None = None, threads: int | None = None
+) -> "Callable[[str], Session]":
     """A function that opens a graph of `bundle` by its name: what every pipeline's `from_bundle` takes."""
-    return lambda graph: open_session(backend, bundle, graph, threads=threads)
+    return lambda graph: open_session(backend, bundle, graph, context=context, threads=threads)

@@ -15,8 +15,9 @@ def make(flavour, files, options, progress):
     assert progress("parse", 1, 2)
     sys.stdout.write("a library that prints where it should not\n")
     sys.stdout.flush()
-    behave(options.get("how", "well"))
-    return b"vtrt" + f" {flavour} {files.variant.path} {len(files.model)}".encode()
+    how = options.get("how", "well")
+    behave(how)
+    return b"vtrt" + f" {flavour} {files.variant.path} {len(files.model)}".encode() + bytes((how == "large") << 20)
 
 
 def behave(how):

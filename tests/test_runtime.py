@@ -4,12 +4,13 @@ import logging
 import types
 
 import pytest
+from bundles_to_plan import convolutions
 
 import edgegen
 import edgegen.backends
 import edgegen.runtime
 from edgegen.backends import BACKENDS, choose, open_session
-from edgegen.errors import BackendError, BundleError, UnknownNameError
+from edgegen.errors import BackendError, BundleError, ContextFullError, InputError, UnknownNameError
 from edgegen.manifest import Graph, Variant
 
 
@@ -97,6 +98,29 @@ def test_a_real_bundle_generates_the_same_text_from_its_folder_and_its_tar(tiny_
             texts.append(model.generate("abc", max_new_tokens=6).token_ids)
     assert len(texts[0]) > 0
     assert texts[0] == texts[1]
+
+
+def test_a_context_is_the_most_that_prompt_and_text_have_together(tiny_bundle):
+    pytest.importorskip("onnxruntime")
+    never_ends = {2: -1e4}
+    asked = {"temperature": 20.0, "seed": 5, "max_new_tokens": 64, "logit_bias": never_ends}
+    with edgegen.load(tiny_bundle, threads=1) as whole, edgegen.load(tiny_bundle, context=20, threads=1) as model:
+        found, wanted = model.generate("a b c", **asked), whole.generate("a b c", **asked)
+        assert (found.finish_reason, found.prompt_tokens + len(found.token_ids)) == ("context", 20)
+        assert found.token_ids == wanted.token_ids[: len(found.token_ids)]
+        with pytest.raises(ContextFullError, match=r"30 tokens; the cache of 20 entries .*a context of 64\).*context=64"):
+            model.generate(" ".join("a" * 30))
+
+
+@pytest.mark.parametrize(("context", "said"), [(0, "for 1 to 64"), (65, "for 1 to 64"), (2.5, "a number of tokens")])
+def test_a_context_that_cannot_be_is_refused(tiny_bundle, context, said):
+    with pytest.raises(InputError, match=said):
+        edgegen.load(tiny_bundle, "onnxruntime", context=context)
+
+
+def test_a_context_is_for_language_models(tmp_path):
+    with pytest.raises(InputError, match="keeps no cache: a context is for language models"):
+        edgegen.load(convolutions(tmp_path / "images.bundle"), "onnxruntime", context=64)
 
 
 def test_a_bundle_that_is_not_there_is_a_bundle_error(tmp_path):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgegen.backends.context import with_context
+from edgegen.backends.trt.flavours import flavour_of
 from edgegen.errors import BackendError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -191,7 +193,14 @@ def too_old(name: str, bundle: "Bundle", graph: str) -> str | None:
 
 
 def open_session(
-    backend: str, bundle: "Bundle", graph: str, *, variant: str | None = None, threads: int | None = None, **options: Any
+    backend: str,
+    bundle: "Bundle",
+    graph: str,
+    *,
+    variant: str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    **options: Any,
 ) -> "Session":
     """Open one graph of `bundle` on `backend`, in the variant that suits it best.
 
@@ -200,27 +209,30 @@ def open_session(
         bundle: an open bundle; it must stay open as long as the session.
         graph: a name in `bundle.manifest.graphs`.
         variant: a variant of the graph; the one that suits the backend best if None.
+        context: the most entries that a state may have; as many as were exported, or as an engine was built for, if None.
         threads: CPU threads; one for each usable physical core if None.
         options: passed to the session's class (`device`: the number of the GPU, ...).
 
     Raises:
         UnknownNameError: no such backend or graph.
+        InputError: a context that was not exported, or one for a graph without state.
         BackendError: the library is missing, or refuses the graph.
         BundleError: the graph's files are not what the manifest says.
     """
     chosen = choose(backend)
     variant = variant or variant_for(chosen, bundle, graph)
     files = bundle.graph(graph, variant)
+    axes = files.axes if context is None else with_context(bundle, files.variant, files.axes, context)
     told = {**BACKENDS[chosen].options, **options}
     if BACKENDS[chosen].engines:
         from edgegen.backends.engines.sessions import open_cached
 
-        told = {"engines": functools.partial(open_cached, bundle, graph, variant), **told}
+        told = {"engines": functools.partial(open_cached, bundle, graph, variant, context=context), **told}
     session: Session = _load(BACKENDS[chosen])(
         files.model,
         files.weights,
         files.variant,
-        files.axes,
+        axes,
         external=files.external,
         folder=files.folder,
         threads=threads,
@@ -253,7 +265,9 @@ def _is_installed(backend: Backend) -> bool:
 
 
 def install_hint(backend: Backend) -> str:
-    """The command that installs what a backend needs."""
+    """What to do to install what a backend needs: a command, but for TensorRT, which comes in two ways."""
+    if backend.engines:
+        return flavour_of(backend.extra).cure
     if backend.package:
         return f"pip install {backend.package}"
     # onnxruntime and onnxruntime-gpu have the same module: side by side, one of the two is half there.

@@ -1,6 +1,7 @@
 """`edgegen build`: TensorRT engines ahead of time."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from edgegen.backends.engines.estimate import Estimate
 
 
+_SM = re.compile(r"(?:sm_?)?([0-9]{1,2})\.?([0-9])", re.IGNORECASE)
+
+
+def read_sms(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Read compute capabilities, "8.9", "89" or "sm_89", as numbers: 89. A callback of click."""
+    found = [_SM.fullmatch(value.strip()) for value in values]
+    if None in found:
+        wrong = values[found.index(None)]
+        raise click.BadParameter(f"{wrong!r} is no compute capability; give 8.9 or 89 (`edgegen devices NAME` tells it)")
+    return tuple(int(one[1] + one[2]) for one in found if one is not None)
+
+
 @click.command(short_help="Build TensorRT engines ahead of time.")
 @bundle_argument
 @click.option(
@@ -26,7 +39,14 @@ if TYPE_CHECKING:
     help="tensorrt-rtx needs no GPU; tensorrt builds on the GPU that it is for.",
 )
 @click.option("--target", "targets", multiple=True, metavar="DEVICE", help="Build for this device: rtx-4090. May be repeated.")
-@click.option("--sm", "sms", multiple=True, type=int, help="Build for this compute capability: 89 for 8.9. May be repeated.")
+@click.option(
+    "--sm",
+    "sms",
+    multiple=True,
+    metavar="NUMBER",
+    callback=read_sms,
+    help="Build for this compute capability: 8.9, or 89. May be repeated.",
+)
 @click.option("--graph", "graphs", multiple=True, help="Build only this graph.  [default: all]")
 @click.option(
     "--context", type=click.IntRange(min=1), help="Tokens of a language model's cache.  [default: as long as was exported]"

@@ -16,6 +16,8 @@ from edgegen.cli.options import json_option, to_json
 @json_option
 def devices(name: str | None, measure: bool, root: Path, as_json: bool) -> None:
     """Show what this machine is, and all devices of the table; with NAME that device in full."""
+    if name is not None and measure:
+        raise click.UsageError("--measure is of this machine: leave NAME out")
     if name is not None:
         _show_device(name, as_json)
         return

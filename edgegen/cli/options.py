@@ -30,7 +30,7 @@ class Place(click.Path):
         return super().convert(value, param, ctx)
 
 
-bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+bundle_argument = click.argument("bundle", type=Place())
 backend_option = click.option("--backend", default="auto", show_default=True, help="Inference library to run on.")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default one per physical core.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from edgegen.cli.options import json_option, to_json
+from edgegen.cli.options import Place, json_option, to_json
 
 
 @click.command(short_help="Tell whether bundles fit on a device, and how fast they can be.")
-@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=Place())
 @click.option("--target", "device", metavar="DEVICE", help="A name of `edgegen devices`.  [default: this machine]")
 @click.option("--mode", metavar="NAME", help="Power mode.  [default: the device's own; here: the live one]")
 @click.option(

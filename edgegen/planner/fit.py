@@ -99,16 +99,25 @@ def cheapest_change(bundle: PlannedBundle, ask: Ask, budget_bytes: int, measure:
     """
     asked = bundle.settled(ask)
     found = limits(bundle, asked, budget_bytes, measure)
-    for change in _options(bundle, asked, found):
-        size = measure(change[1])
-        if size <= budget_bytes:
-            return Change(change[0], size)
+    if (change := _first_option(bundle, asked, found, budget_bytes, measure)) is not None:
+        return change
     for precision, size in at_lower_precisions(bundle, usage(bundle, asked)):
         if base + size <= budget_bytes:
             return Change(f"export it with --precision {precision}", base + size)
     if found.context:
         return Change(f"--context {found.context}", measure(replace(asked, context=found.context)))
     return None
+
+
+def cheapest_option(bundle: PlannedBundle, ask: Ask, budget_bytes: int, measure: Measure) -> Change | None:
+    """As `cheapest_change`, of the changes that need no other weights and leave the bundle of use; None where none fits."""
+    asked = bundle.settled(ask)
+    return _first_option(bundle, asked, limits(bundle, asked, budget_bytes, measure), budget_bytes, measure)
+
+
+def _first_option(bundle: PlannedBundle, asked: Ask, found: Limits, budget_bytes: int, measure: Measure) -> Change | None:
+    sizes = ((what, measure(question)) for what, question in _options(bundle, asked, found))
+    return next((Change(what, size) for what, size in sizes if size <= budget_bytes), None)
 
 
 def _options(bundle: PlannedBundle, asked: Ask, found: Limits) -> Iterator[tuple[str, Ask]]:

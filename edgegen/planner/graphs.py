@@ -128,6 +128,8 @@ class PlannedBundle:
         prompt = None if context is None else min(ask.prompt or pieces, context)
         usual = {name: axis.max if is_engine else axis.opt for name, axis in axes.items()}
         batch = ask.batch or (1 if self.is_text else usual.get("batch", 1))
+        if not self.is_text:  # more images than that are made in several runs
+            batch = min(batch, max((graph.axes["batch"].max for graph in self.graphs if "batch" in graph.axes), default=1))
         sides = {name: getattr(ask, name) or usual.get(name) for name in ("height", "width")}
         return replace(ask, context=context, prompt=prompt, batch=batch, **sides)
 

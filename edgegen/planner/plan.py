@@ -59,6 +59,11 @@ class Plan:
     fits: bool
     change: Change | None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each bundle is called."""
+        return _names(self.bundles)
+
     def as_dict(self) -> dict[str, Any]:
         """Say it for machines."""
         device, mode = self.target.device, self.target.mode
@@ -72,6 +77,7 @@ class Plan:
             "mode": msgspec.to_builtins(mode),
             "backend": self.target.backend,
             "budget_bytes": self.target.budget_bytes,
+            "cache_bytes": self.target.cache_bytes,
             "fits": self.fits,
             "estimated": any(one.is_estimated for one in self.bundles),
             "together_bytes": self.together_bytes,
@@ -98,8 +104,14 @@ def plan(bundles: Sequence[PlannedBundle], target: Target, ask: Ask) -> Plan:
     ordered = runtime + memory.together([usages[place] for place in order])
     in_turns = runtime + memory.one_after_the_other(usages)
     fits = as_given <= target.budget_bytes
-    change = None if fits else _change_of_set(planned, target, ordered, in_turns)
+    change = None if fits else _change_of_set(planned, target, runtime, ordered, in_turns)
     return Plan(target, planned, as_given, tuple(order), ordered, in_turns, fits, change)
+
+
+def _names(bundles: Sequence[BundlePlan]) -> tuple[str, ...]:
+    """Of each its name, but its path where others have the same."""
+    names = [one.bundle.name for one in bundles]
+    return tuple(one.bundle.path if names.count(one.bundle.name) > 1 else one.bundle.name for one in bundles)
 
 
 def _check(bundles: Sequence[PlannedBundle], ask: Ask) -> None:
@@ -148,23 +160,24 @@ def _usage(bundle: PlannedBundle, ask: Ask, target: Target) -> Usage:
     return replace(used, parts=tuple(part for part in used.parts if part.name in _ON_CARD), loading_bytes=0)
 
 
-def _change_of_set(planned: Sequence[BundlePlan], target: Target, ordered: int, in_turns: int) -> Change | None:
+def _change_of_set(planned: Sequence[BundlePlan], target: Target, runtime: int, ordered: int, in_turns: int) -> Change | None:
     """What makes a set fit: another order of loading, one after the other, or a change to the bundle that needs most."""
     budget = target.budget_bytes
     if len(planned) == 1:
         return planned[0].change
     if ordered <= budget:
         return Change("load them in another order", ordered)
-    for one in sorted(planned, key=lambda one: one.usage.size_bytes, reverse=True):
-        others = sum(other.usage.size_bytes for other in planned if other is not one)
-        room = budget - others
+    largest_first = sorted(zip(_names(planned), planned, strict=True), key=lambda named: -named[1].usage.size_bytes)
+    for name, one in largest_first:
 
         def measure(question: Ask, one: BundlePlan = one) -> int:
-            return fit.total(one.runtime, _usage(one.bundle, question, target))
+            """What the set takes, in the order given, where this bundle is asked for something else."""
+            changed = _usage(one.bundle, question, target)
+            return runtime + memory.together([changed if other is one else other.usage for other in planned])
 
-        change = fit.cheapest_change(one.bundle, one.ask, room, measure, one.runtime.size_bytes)
-        if change is not None and "--precision" not in change.what:
-            return Change(f"{one.bundle.name}: {change.what}", others + change.size_bytes)
+        change = fit.cheapest_option(one.bundle, one.ask, budget, measure)
+        if change is not None:
+            return Change(f"{name}: {change.what}", change.size_bytes)
     if in_turns <= budget:
         return Change(_IN_TURNS, in_turns)
     changed = [one.size_bytes if one.fits else one.change.size_bytes if one.change is not None else None for one in planned]

@@ -21,18 +21,18 @@ def lines(plan: Plan, width: int) -> list[str]:
         f"{_mib(device.reserved_bytes)} MiB are the system's; figures of the device: {device.confidence} confidence",
         "",
     ]
-    for one in plan.bundles:
-        found += [*_bundle_lines(one, plan), ""]
+    for name, one in zip(plan.names, plan.bundles, strict=True):
+        found += [*_bundle_lines(name, one, plan), ""]
     if len(plan.bundles) > 1:
         found += [*_set_lines(plan), ""]
     return [piece for line in found[:-1] for piece in _wrapped(line, width)]
 
 
-def _bundle_lines(one: BundlePlan, plan: Plan) -> Iterator[str]:
+def _bundle_lines(name: str, one: BundlePlan, plan: Plan) -> Iterator[str]:
     budget = plan.target.budget_bytes
     manifest = one.bundle.manifest
     verdict = "fits" if one.fits else "DOES NOT FIT"
-    yield f"{manifest.name} ({manifest.family}, {manifest.precision}): {verdict}, {_mib(one.size_bytes)} of {_mib(budget)} MiB"
+    yield f"{name} ({manifest.family}, {manifest.precision}): {verdict}, {_mib(one.size_bytes)} of {_mib(budget)} MiB"
     for part in (one.runtime, *one.usage.parts):
         yield f"  {part.name:<12}{_mib(part.size_bytes):>8} MiB  {part.note}".rstrip()
     if one.usage.loading_bytes:
@@ -43,7 +43,7 @@ def _bundle_lines(one: BundlePlan, plan: Plan) -> Iterator[str]:
     if limits:
         yield f"  at most:    {limits}"
     for place, roof in enumerate(one.roofs):
-        yield f"  {'bounds:' if place == 0 else '':<12}{roof.name} {_speed(roof)}, by {_why(roof)}"
+        yield f"  {'bounds:' if place == 0 else '':<12}{roof.name} {_speed(roof)}, by {_why(roof, plan.target.cache_bytes)}"
     if not one.fits:
         yield f"  change:     {_change(one)}"
 
@@ -64,7 +64,7 @@ def _set_lines(plan: Plan) -> Iterator[str]:
     budget = _mib(plan.target.budget_bytes)
     yield f"all together: {'fits' if plan.fits else 'DOES NOT FIT'}, {_mib(plan.together_bytes)} of {budget} MiB"
     if plan.ordered_bytes < plan.together_bytes:
-        names = ", ".join(plan.bundles[place].bundle.name for place in plan.order)
+        names = ", ".join(plan.names[place] for place in plan.order)
         yield f"  loaded in the order {names}: {_mib(plan.ordered_bytes)} MiB"
     yield f"  one after the other, each closed before the next: {_mib(plan.in_turns_bytes)} MiB"
     if not plan.fits:
@@ -84,9 +84,12 @@ def _speed(roof: Roof) -> str:
     return f"at least {_number(1 / roof.per_s)} s for one {roof.unit}"
 
 
-def _why(roof: Roof) -> str:
+def _why(roof: Roof, cache_bytes: int) -> str:
+    """Which limit binds, and from what it follows; of the bytes read, caches may hold some from the run before."""
     work = roof.work
-    read = f"{_mib(work.weights_bytes + work.state_bytes)} MiB read"
+    read_bytes = work.weights_bytes + work.state_bytes
+    kept = f", {_mib(min(cache_bytes, read_bytes))} of them perhaps from caches" if roof.bound == "bandwidth" else ""
+    read = f"{_mib(read_bytes)} MiB read{kept}"
     ops = f"{_number(work.ops / 1e9)} GFLOP"
     return f"{roof.bound} ({read}, {ops} a run)"
 
@@ -101,4 +104,6 @@ def _mib(size_bytes: int) -> str:
 
 def _wrapped(line: str, width: int) -> list[str]:
     indent = _INDENT + "  " if line.startswith(" ") else "  "
-    return textwrap.wrap(line, max(width, 40), subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False) or [""]
+    return textwrap.wrap(
+        line, max(width, 40), subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False, break_long_words=False
+    ) or [""]

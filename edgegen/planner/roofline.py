@@ -98,7 +98,7 @@ def roofs(bundle: PlannedBundle, ask: Ask, peaks: Peaks) -> list[Roof]:
             found.append(_roof("prefill", "token", tokens, graph, first, bundle, peaks))
             found.append(_roof("decode", "token", 1, graph, replace(asked, prompt=1), bundle, peaks))
         else:
-            batch = asked.batch or 1
+            batch = graph.sizes(asked, bundle.usual).get("batch", 1)  # of one run: more images take several
             unit = "step" if graph.name == "denoiser" else "image" if _makes_images(graph) else "run"
             found.append(_roof(graph.name, unit, 1 if unit == "run" else batch, graph, asked, bundle, peaks))
     return found

@@ -41,8 +41,11 @@ def verify_bundle(path: str, backend: str = "auto") -> ProofReport:
         return replay_bundle(bundle, chosen)
 
 
-def replay_bundle(bundle: Bundle, backend: str) -> ProofReport:
-    """Replay the proof of an open bundle on a backend. Raises as `verify_bundle`; digests are checked of what is read."""
+def replay_bundle(bundle: Bundle, backend: str, **options: Any) -> ProofReport:
+    """Replay the proof of an open bundle on a backend. Raises as `verify_bundle`; digests are checked of what is read.
+
+    `options` are those of `edgegen.backends.open_session`.
+    """
     module, _, name = _REPLAYS.get(bundle.manifest.family, _BY_TENSORS).partition(":")
-    report: ProofReport = getattr(importlib.import_module(module), name)(bundle, backend)
+    report: ProofReport = getattr(importlib.import_module(module), name)(bundle, backend, **options)
     return report

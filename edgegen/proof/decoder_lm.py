@@ -337,10 +337,10 @@ def verify(bundle: Bundle, session: "Session", variant: str, backend: str) -> Pr
     return ProofReport(str(bundle.path), backend, fidelity, proof.quality)
 
 
-def replay_bundle(bundle: Bundle, backend: str) -> ProofReport:
+def replay_bundle(bundle: Bundle, backend: str, **options: Any) -> ProofReport:
     """Replay the proof of an open bundle on a backend of this machine."""
     variant = variant_for(backend, bundle, GRAPH)
-    with open_session(backend, bundle, GRAPH) as session:
+    with open_session(backend, bundle, GRAPH, **options) as session:
         return verify(bundle, session, variant, backend)
 
 

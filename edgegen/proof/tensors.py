@@ -137,8 +137,10 @@ def quality_lines(quality: Mapping[str, float]) -> list[str]:
     return [f"quality of the weights against the original ones, as measured at export: {name} has PSNR {psnr_db:.1f} dB"]
 
 
-def replay(bundle: Bundle, backend: str, variant: str | None = None) -> TensorReport:
+def replay(bundle: Bundle, backend: str, variant: str | None = None, **options: Any) -> TensorReport:
     """Replay the proof of an open bundle on a backend; `variant` None: of each graph the one that suits the backend.
+
+    `options` are those of `edgegen.backends.open_session`.
 
     Raises:
         BundleError: the proof is damaged, or does not fit the pipeline.
@@ -151,7 +153,7 @@ def replay(bundle: Bundle, backend: str, variant: str | None = None) -> TensorRe
     arithmetic = proof.arithmetic.get(chosen)
     if arithmetic is None or arithmetic not in proof.tolerances or not wanted:
         raise BundleError(f"the proof says nothing of the variant {chosen!r}; export the model again")
-    opener = functools.partial(open_session, backend, bundle, variant=variant)
+    opener = functools.partial(open_session, backend, bundle, variant=variant, **options)
     pipeline = pipeline_class(manifest.family).from_bundle(bundle, opener)
     pipeline.bundle = None  # it is the caller's
     try:
@@ -162,9 +164,9 @@ def replay(bundle: Bundle, backend: str, variant: str | None = None) -> TensorRe
     return TensorReport(str(bundle.path), backend, fidelity, proof.quality)
 
 
-def replay_bundle(bundle: Bundle, backend: str) -> TensorReport:
+def replay_bundle(bundle: Bundle, backend: str, **options: Any) -> TensorReport:
     """As `replay`, on the variants that suit the backend."""
-    return replay(bundle, backend)
+    return replay(bundle, backend, **options)
 
 
 def compare(got: Any, wanted: Tensors, variant: str, arithmetic: str, tolerance: TensorTolerance) -> TensorFidelity:

@@ -93,6 +93,20 @@ def test_a_device_that_the_library_does_not_build_for_is_to_build_itself(tiny_bu
     assert run("build", str(tiny_bundle), "--target", "rtx-4090").exit_code == 0
 
 
+@pytest.mark.parametrize(("said", "sm"), [("89", 89), ("8.9", 89), ("sm_89", 89), ("SM89", 89), ("12.0", 120), ("sm_120", 120)])
+def test_a_compute_capability_is_read_as_people_write_it(tiny_bundle, builds, monkeypatch, said, sm):
+    monkeypatch.setattr(Flavour, "capabilities", lambda _self: (89, 120))
+    assert run("build", str(tiny_bundle), "--sm", said).exit_code == 0
+    assert builds[0].options["compute_capabilities"] == [sm]
+
+
+@pytest.mark.parametrize("said", ["89a", "9", "8.9.1", "-1", "", "orin"])
+def test_what_is_no_compute_capability_is_wrong_usage(tiny_bundle, builds, said):
+    done = run("build", str(tiny_bundle), "--sm", said)
+    assert (done.exit_code, builds) == (2, [])
+    assert f"{said!r} is no compute capability; give 8.9 or 89" in done.stderr
+
+
 REFUSALS = {
     "a context that was not exported": (["--sm", "89", "--context", "100000"], "exported for 1 to 64"),
     "no such graph": (["--sm", "89", "--graph", "decodr"], "did you mean 'decoder'?"),

@@ -380,6 +380,13 @@ def _without_torch(original: Any) -> Any:
     return import_module
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify", "plan", "build"])
+def test_a_bundle_without_a_name_is_not_the_folder_where_one_is(command: str) -> None:
+    done = run(command, "")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "is empty; give a path" in done.stderr
+
+
 def test_a_bundle_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     for command in (["inspect"], ["pack", "-o", str(tmp_path / "x.tar")], ["generate", "--prompt", "x"], ["generate"]):
         result = run(command[0], str(tmp_path / "none"), *command[1:])

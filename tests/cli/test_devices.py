@@ -97,3 +97,8 @@ def test_bandwidth_is_measured_only_when_asked(monkeypatch):
     told = json.loads(run("devices", "--root", tree, "--measure", "--json").stdout)
     assert told["machine"]["read_bandwidths"] == {"1": 1e10, "4": 4e10}
     assert told["machine"]["device"]["bandwidth_bytes_s"] == 4e10
+
+
+def test_only_this_machine_is_measured():
+    done = run("devices", "rtx-4090", "--measure")
+    assert (done.exit_code, "--measure is of this machine" in done.stderr) == (2, True)

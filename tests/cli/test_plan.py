@@ -1,11 +1,20 @@
 """`edgegen plan`: exit codes, the object for machines, the lines for people, and the line of `edgegen inspect`."""
 
 import json
+import re
 
+import msgspec
 import pytest
 from bundles import make_bundle
-from bundles_to_plan import convolutions
+from bundles_to_plan import MODE, convolutions, device
 from command_line import run
+
+from edgegen.planner.graphs import Ask, read_bundle
+from edgegen.planner.plan import plan
+from edgegen.planner.report import lines
+from edgegen.planner.target import target
+
+SLOW_MEMORY = msgspec.structs.replace(MODE, bandwidth_bytes_s=1000.0)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,20 @@ def test_the_object_for_machines_has_everything(bundle):
     assert (one["unknown_shapes"], one["fits"]) == (0, True)
     assert [roof["name"] for roof in other["roofline"]] == ["prefill", "decode"]
     assert said["together_bytes"] > said["in_turns_bytes"]
+
+
+def test_bundles_of_one_name_are_told_apart_by_their_paths(bundle, tmp_path):
+    other = make_bundle(tmp_path / "other.bundle")
+    for bundles, names in (([bundle, str(other)], [bundle, str(other)]), ([bundle], ["tiny"])):
+        said = " ".join(run("plan", *bundles, "--target", "orin-nano").output.split())
+        assert [said.count(f" {name} (decoder_lm") for name in names] == [1] * len(names)
+
+
+def test_a_bound_by_bandwidth_says_what_it_leaves_to_caches(bundle):
+    small = target(msgspec.structs.replace(device(4000), modes=(SLOW_MEMORY,)), cache_bytes=2048)
+    said = "\n".join(lines(plan([read_bundle(bundle, "onnxruntime")], small, Ask()), 400))
+    assert re.search(r"decode at .*, by bandwidth \(0\.0 MiB read, 0\.0 of them perhaps from caches, .* GFLOP a run\)", said)
+    assert json.loads(run("plan", bundle, "--target", "orin-nano", "--json").output)["cache_bytes"] == 8 << 20
 
 
 def test_a_context_beyond_the_exported_is_one_line(bundle):

@@ -16,6 +16,7 @@ from edgegen.backends.engines import verdict, wanted
 from edgegen.backends.engines.ahead import build_bundle
 from edgegen.backends.engines.builder import CancelledError
 from edgegen.backends.engines.portable import trusted
+from edgegen.backends.engines.refusal import RefusedError
 from edgegen.backends.engines.store import EngineStore
 from edgegen.backends.trt.flavours import FLAVOURS
 from edgegen.backends.trt.open import gpu_of
@@ -26,10 +27,10 @@ PROMPT = "The quick brown fox"
 
 
 class Builds:
-    """Stands for the builder: builds here, as soon as `go` is set; `made` are the graphs that were built."""
+    """Stands for the builder: builds here, as soon as `go` is set; `made` are graphs that were built, in `tries`."""
 
     def __init__(self):
-        self.go, self.begun, self.made = threading.Event(), threading.Event(), []
+        self.go, self.begun, self.made, self.tries = threading.Event(), threading.Event(), [], 0
         self.go.set()
 
     def __call__(self, request, *, progress=None, cancelled=None, folder=None):
@@ -37,8 +38,13 @@ class Builds:
         while not self.go.wait(0.01):
             if cancelled is not None and cancelled.is_set():
                 raise CancelledError("cancelled")
+        self.tries += 1
+        try:
+            built = build_here(request)
+        except BackendError as error:  # as the process that builds says it
+            raise RefusedError(str(error)) from error
         self.made.append(request.graph)
-        return build_here(request)
+        return built
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_onnxruntime_answers_until_the_engine_is_built_and_proven_and_the_next_l
 
 def test_an_engine_whose_answers_are_wrong_is_never_switched_to_and_not_tried_again(bundle, builds, monkeypatch, caplog):
     report = type("Report", (), {"passed": False, "lines": lambda self: ["layer 1 is wrong"]})()
-    monkeypatch.setattr(automatic, "replay_bundle", lambda *_: report)
+    monkeypatch.setattr(automatic, "replay_bundle", lambda *_, **__: report)
     for _ in range(2):
         with edgegen.load(bundle) as model:
             assert not hasattr(model, "switch") or model.switch.wait(60)
@@ -105,6 +111,41 @@ def test_a_build_that_fails_leaves_onnxruntime_in_charge(bundle, builds, machine
     assert "no kernel for this node" in caplog.text
 
 
+def test_what_the_library_refused_is_not_built_again_but_by_another_edgegen(bundle, builds, machine, monkeypatch, caplog):
+    machine.faults.build = "no kernel for this node"
+    said = []
+    for version, advise, tries in (("1.0", None, 1), ("1.0", None, 1), ("1.0", said.append, 1), ("1.1", None, 2)):
+        monkeypatch.setattr(edgegen, "__version__", version)
+        caplog.clear()
+        is_known = builds.tries == tries
+        with edgegen.load(bundle, advise=advise) as model:
+            assert hasattr(model, "switch") is not is_known
+            assert is_known or model.switch.wait(60)
+            assert backend_of(model) == "onnxruntime"
+        assert builds.tries == tries
+        assert "no kernel for this node" in caplog.text
+        assert (f"`edgegen build --backend tensorrt-rtx {bundle}` tries again" in caplog.text) is is_known
+    assert said == []
+    for context, option in ((None, ""), (120, " --context 120")):  # another context is another engine
+        for _ in range(1 if context is None else 2):
+            with pytest.raises(BackendError, match="no kernel for this node") as caught:
+                edgegen.load(bundle, backend="tensorrt-rtx", context=context)
+        assert f"`edgegen build --backend tensorrt-rtx{option} {bundle}` tries again" in str(caught.value)
+    assert builds.tries == 3
+
+
+def test_who_builds_ahead_tries_again_what_was_refused_and_the_refusal_is_forgotten(bundle, builds, machine):
+    machine.faults.build = "no kernel for this node"
+    for tries in (1, 2):
+        with pytest.raises(BackendError, match="no kernel for this node"):
+            build_bundle(bundle, "tensorrt-rtx")
+        assert builds.tries == tries
+    assert [path.suffix for path in EngineStore().root.iterdir()] == [".refusal"]
+    machine.faults.build = None
+    build_bundle(bundle, "tensorrt-rtx")
+    assert [path.suffix for path in EngineStore().root.iterdir()] == [".engine"]
+
+
 def test_an_engine_that_was_built_ahead_is_proven_before_it_is_used(bundle, builds):
     with edgegen.load(bundle, backend="tensorrt-rtx") as model:
         assert backend_of(model) == "tensorrt-rtx"
@@ -121,11 +162,13 @@ def test_a_program_of_one_request_builds_nothing_and_proves_what_is_there(bundle
         assert not hasattr(model, "switch")
     command = f"`edgegen build --backend tensorrt-rtx {bundle}`"
     assert said == [f"{bundle.name} runs on onnxruntime; {command} once makes engines for tensorrt-rtx"]
+    edgegen.load(bundle, context=120, advise=said.append).close()
+    assert f"`edgegen build --backend tensorrt-rtx --context 120 {bundle}` once" in said[1]
     assert builds.made == []
     build_bundle(bundle, "tensorrt-rtx")
     with edgegen.load(bundle, advise=said.append) as model:
         assert backend_of(model) == "tensorrt-rtx"
-    assert len(said) == 1
+    assert len(said) == 2
 
 
 def test_an_engine_for_a_shorter_context_is_proven_and_taken_and_gives_the_same_text(bundle, builds):
@@ -140,6 +183,22 @@ def test_an_engine_for_a_shorter_context_is_proven_and_taken_and_gives_the_same_
         assert found.token_ids == wanted_text.token_ids[: len(found.token_ids)]
         assert found.finish_reason == "stop" or found.prompt_tokens + len(found.token_ids) == 100
     assert builds.made == ["decoder"]
+
+
+def test_a_context_is_that_of_both_pipelines_and_its_engine_is_built_beside_the_one_that_was_used_last(bundle, builds):
+    build_bundle(bundle, "tensorrt-rtx")
+    builds.go.clear()
+    with edgegen.load(bundle, context=120) as model:
+        assert model.context.length == 120
+        builds.go.set()
+        assert model.switch.wait(60)
+        assert (model.switch.stage, model.switch.reason) == ("switched", "")
+        assert (backend_of(model), model.context.length, model.session.axes["cache"].max) == ("tensorrt-rtx", 120, 120)
+    for context in (120, 256):  # all that was exported: the engine that was there first
+        with edgegen.load(bundle, context=context) as model:
+            assert context == 120 or model.switch.wait(60)
+            assert (backend_of(model), model.context.length) == ("tensorrt-rtx", context)
+    assert builds.made == ["decoder", "decoder"]
 
 
 def test_an_old_library_stays_unused_where_the_bundle_has_nothing_for_it_and_auto_says_so(bundle, monkeypatch, caplog):

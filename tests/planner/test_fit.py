@@ -1,11 +1,14 @@
 """What fits, found by bisection, and the cheapest change, on devices of any size."""
 
+import re
+
 import pytest
 from bundles import make_bundle
 from bundles_to_plan import convolutions, device
 
 from edgegen.errors import UnknownNameError
-from edgegen.planner.fit import largest
+from edgegen.planner import memory
+from edgegen.planner.fit import cheapest_change, cheapest_option, largest
 from edgegen.planner.graphs import CPU, Ask, read_bundle
 from edgegen.planner.memory import MIB
 from edgegen.planner.plan import plan
@@ -16,6 +19,12 @@ from edgegen.planner.target import target, target_of
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return convolutions(tmp_path_factory.mktemp("fit") / "images.bundle")
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    """More weights than values: an engine's file beside it, while it is loaded, takes more than it does when it runs."""
+    return convolutions(tmp_path_factory.mktemp("fit") / "heavy.bundle", channels=512, most=64)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,12 @@ def test_a_batch_that_does_not_fit_even_in_tiles_becomes_smaller(images):
     assert small.change.size_bytes <= 100 * MIB
 
 
+def test_images_beyond_the_exported_batch_are_made_in_several_runs(images):
+    most, more = (plan_of([images], 4000, Ask(batch=batch)).bundles[0] for batch in (8, 1000))
+    assert (more.ask.batch, more.size_bytes) == (8, most.size_bytes)
+    assert [roof.per_s for roof in more.roofs] == [roof.per_s for roof in most.roofs]
+
+
 def test_where_nothing_helps_it_is_said(text):
     found = plan_of([text], 20)
     assert (found.fits, found.change) == (False, None)
@@ -87,6 +102,33 @@ def test_a_set_is_loaded_one_after_the_other_where_it_does_not_fit_together(imag
     assert found.in_turns_bytes <= free_mib * MIB
     assert found.change is not None
     assert found.change.size_bytes <= free_mib * MIB
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_change_of_a_set_makes_it_fit_while_engines_are_loaded_beside_the_others(heavy, images, order):
+    paths = [(images, heavy)[place] for place in order]
+    whole = plan_of(paths, 8000, kind="jetson")
+    free_mib = (whole.ordered_bytes >> 20) - 40
+    found = plan_of(paths, free_mib, kind="jetson")
+    assert (found.fits, found.ordered_bytes > free_mib * MIB) == (False, True)
+    name, _, what = found.change.what.partition(": ")
+    side = int(re.search(r"sides of at most (\d+), and make larger images in tiles", what)[1])
+    assert name == str(images)  # both are called convolutions
+    bundles = [read_bundle(path, "tensorrt") for path in paths]
+    usages = [memory.usage(one, Ask(tile=side) if one.path == str(images) else Ask()) for one in bundles]
+    runtime = max(one.runtime.size_bytes for one in found.bundles)
+    assert runtime + memory.together(usages) == found.change.size_bytes <= free_mib * MIB
+
+
+def test_a_context_of_no_use_is_the_last_thing_that_is_offered_for_one_and_never_for_a_set(text):
+    bundle, budget = read_bundle(text, CPU), 10 * MIB  # room for 10 of 64 tokens
+
+    def measure(ask):
+        return ask.context * MIB
+
+    assert cheapest_change(bundle, Ask(), budget, measure, base=budget).what == "--context 10"
+    assert cheapest_option(bundle, Ask(), budget, measure) is None
+    assert cheapest_option(bundle, Ask(), 2 * budget, measure).what == "--context 20"
 
 
 def test_a_set_of_which_each_is_too_large_takes_both_changes(images):

@@ -1,5 +1,7 @@
 """Bounds whose arithmetic is known by hand."""
 
+from dataclasses import replace
+
 import pytest
 from bundles import make_bundle
 from bundles_to_plan import CHANNELS, LAYERS, convolutions
@@ -70,3 +72,11 @@ def test_an_image_takes_its_convolutions(tmp_path):
     assert work.weights_bytes == 4 * 9 * pairs
     (roof,) = roofs(bundle, Ask(batch=2, height=16, width=24), Peaks(1e12, 1e9, 1e9))
     assert (roof.bound, roof.seconds) == ("arithmetic", work.least_ops / 1e9)
+
+
+def test_a_run_counts_no_more_images_than_it_was_exported_for(tmp_path):
+    bundle = read_bundle(convolutions(tmp_path / "images.bundle"), CPU)
+    steps = replace(bundle, graphs=(replace(bundle.graphs[0], name="denoiser"),))
+    most, more = (roofs(steps, Ask(batch=batch), Peaks(1e12, 1e9, 1e9))[0] for batch in (8, 1000))
+    assert most == more
+    assert (most.unit, most.count, most.per_s) == ("step", 8, 8 / most.seconds)

@@ -157,7 +157,7 @@ def _one(want: Wanted, store: EngineStore, force: bool, began: Began | None, pro
         if began is not None:
             began(graph, want.estimate)
         told = None if progress is None else functools.partial(progress, graph)
-        engine = want.obtain(store, progress=told, force=force)
+        engine = want.obtain(store, progress=told, again=True, force=force)
     return GraphBuild(graph, engine, store.path(want.key), want.estimate)
 
 

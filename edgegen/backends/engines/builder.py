@@ -17,11 +17,13 @@ import msgspec
 
 import edgegen.errors
 from edgegen.backends.engines.memory import peak_bytes, total_bytes
-from edgegen.backends.engines.store import Built
+from edgegen.backends.engines.refusal import RefusedError
+from edgegen.backends.engines.store import PLACE, Built
 from edgegen.backends.engines.worker import BuildRequest, Job
 from edgegen.errors import BackendError, EdgegenError
 
 Progress = Callable[..., None]
+_OTHER_PLACE = f"name another folder in ${PLACE}"
 _LOOK_S = 0.2  # between two looks at the memory of the builder, and at whether it was cancelled
 
 
@@ -46,7 +48,8 @@ def build(
 
     Raises:
         CancelledError: `cancelled` was set.
-        BackendError: the library refuses the graph, memory ran out, or the child crashed.
+        RefusedError: the library refuses the graph, or the child crashed.
+        BackendError: memory or the disk ran out.
         BundleError: the bundle is damaged, or is no longer what the request says.
     """
     with _scratch(folder) as result, _scratch(None) as errors:
@@ -62,11 +65,11 @@ def build(
                 if pipe is not None:
                     pipe.close()
         if child.returncode != 0 or "seconds" not in ending:
-            raise _failure(request, child.returncode, ending, peak, _last_line(errors))
+            raise _failure(request, child.returncode, ending, peak, _last_line(errors), folder)
         result.seek(0)
         data = result.read()
     if len(data) != ending["size_bytes"]:
-        raise BackendError(f"graph {request.graph!r}: the engine was not written whole; make room on the disk")
+        raise BackendError(f"graph {request.graph!r}: the engine was not written whole; make room, or {_OTHER_PLACE}")
     return Built(data, ending["seconds"], max(ending["peak_memory_bytes"], peak))
 
 
@@ -116,7 +119,9 @@ def _follow(
                     ending = told
 
 
-def _failure(request: BuildRequest, code: int, ending: dict[str, Any], peak: int, last: str) -> EdgegenError:
+def _failure(
+    request: BuildRequest, code: int, ending: dict[str, Any], peak: int, last: str, folder: Path | None
+) -> EdgegenError:
     where = f"graph {request.graph!r} on {request.flavour}"
     kind, message = ending.get("error"), str(ending.get("message", ""))
     if code == -signal.SIGKILL or kind == "MemoryError" or "outofmemory" in message.lower().replace(" ", ""):
@@ -125,11 +130,14 @@ def _failure(request: BuildRequest, code: int, ending: dict[str, Any], peak: int
             f"{where}: the build ran out of memory (peak {peak >> 20} MB of {total_bytes() >> 20} MB){said}; close other "
             f"programs, add swap, export in a lower precision or with a shorter context, or build on a larger machine"
         )
+    if kind == "OSError":
+        place = _beside(folder) or tempfile.gettempdir()
+        return BackendError(f"{where}: the engine cannot be written to {place}: {message}; make room there, or {_OTHER_PLACE}")
     if kind is not None:
         known = getattr(edgegen.errors, str(kind), BackendError)
-        return known(message) if known in (edgegen.errors.BundleError, edgegen.errors.InputError) else BackendError(message)
+        return known(message) if known in (edgegen.errors.BundleError, edgegen.errors.InputError) else RefusedError(message)
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return BackendError(f"{where}: the build crashed ({how}): {last or 'it said nothing'}")
+    return RefusedError(f"{where}: the build crashed ({how}): {last or 'it said nothing'}")
 
 
 def _last_line(errors: IO[bytes]) -> str:
@@ -142,15 +150,19 @@ def _last_line(errors: IO[bytes]) -> str:
 @contextlib.contextmanager
 def _scratch(folder: Path | None) -> Iterator[IO[bytes]]:
     """A file without a name: it is gone with whoever has it open. BackendError where there is no room for it."""
-    beside = folder if folder is not None and os.access(folder, os.W_OK) else None
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=beside))
+            file = stack.enter_context(tempfile.TemporaryFile(dir=_beside(folder)))
         except OSError as error:
             raise BackendError(
                 f"there is no place to build an engine in: {error.strerror}; make room, or set TMPDIR"
             ) from error
         yield file
+
+
+def _beside(folder: Path | None) -> Path | None:
+    """`folder`, if it can be written to."""
+    return folder if folder is not None and os.access(folder, os.W_OK) else None
 
 
 def _ignore(*_: Any) -> None:

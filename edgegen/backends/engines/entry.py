@@ -17,6 +17,7 @@ from edgegen.backends.engines.key import EngineKey
 _MAGIC = b"edgegen engine\x00\x01"
 _LENGTH = struct.Struct("<Q")
 _MAX_RECORD_BYTES = 1 << 20
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would wait for who writes to it
 _MAGICS = {"tensorrt-rtx": b"vtrt"}  # how a flavour's engines begin, where that is certain
 
 
@@ -100,7 +101,7 @@ def read_key(path: Path) -> EngineKey | None:
 def is_free(path: Path) -> bool:
     """Whether nobody is reading the entry at `path` now; False where it cannot be opened."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, _FLAGS)
     except OSError:
         return False
     try:
@@ -115,7 +116,7 @@ def is_free(path: Path) -> bool:
 def _open(path: Path) -> BinaryIO | None:
     """The file of an entry, which is this user's alone; None where there is none."""
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
+        file = os.fdopen(os.open(path, _FLAGS), "rb")
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -28,6 +28,8 @@ def open_cached(
     build: "BuildOptions | None",
     gpu: "Gpu",
     start: "Callable[[bytes, BuildOptions, Path], _Session]",
+    *,
+    context: int | None = None,
 ) -> _Session:
     """Open a graph's engine: from the user's cache, else built in a process of its own and kept there, which takes a while.
 
@@ -42,12 +44,13 @@ def open_cached(
         gpu: what it runs on.
         start: makes the session of the serialized engine, what that is built for, and the file for kernels that the library
             compiles while it runs.
+        context: entries of the cache that the engine is to be for, where `build` says nothing.
 
     Raises:
         BackendError: the engine cannot be built, or does not start.
     """
     store = EngineStore()
-    want = wanted_here(bundle, graph, variant, flavour, gpu, store, build)
+    want = wanted_here(bundle, graph, variant, flavour, gpu, store, build, context=context)
     found = store.get(want.key)
     if found is not None:
         try:

@@ -13,9 +13,10 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -30,8 +31,10 @@ PLACE, LIMIT = "EDGEGEN_ENGINES", "EDGEGEN_ENGINES_LIMIT"  # environment variabl
 DEFAULT_LIMIT_BYTES = 20 << 30
 VERDICT = ".verdict"  # beside an engine: see verdict.py
 KERNELS = ".kernels"  # beside an engine: what TensorRT-RTX compiled while it ran
+REFUSAL = ".refusal"  # in an engine's place: see refusal.py
 _SUFFIX, _PARTIAL, _LOCK = ".engine", ".partial", ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP)  # a file where a folder is needed
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -84,7 +87,7 @@ class EngineStore:
 
         Raises CacheError where the folder is not to be trusted.
         """
-        if not self._is_there():
+        if not self.is_there():
             return None
         path = self.path(key)
         try:
@@ -98,16 +101,15 @@ class EngineStore:
             _log.warning("the engine %s cannot be read (%s), and is built again", path, error.strerror)
             return None
         if found is not None:
-            with contextlib.suppress(OSError):  # a cache that cannot be written to has no order of use
-                os.utime(path)
+            self._mark_used(path)
         return found
 
-    def latest(self, key: EngineKey) -> EngineKey | None:
+    def latest(self, key: EngineKey, having: Mapping[str, Any] = {}) -> EngineKey | None:
         """The key of the engine that was built or used last of those that differ from `key` in the options of the build alone.
 
-        Raises CacheError where the folder is not to be trusted.
+        `having` are options that it must have been built with. Raises CacheError where the folder is not to be trusted.
         """
-        if not self._is_there():
+        if not self.is_there():
             return None
         for path in reversed(self.entries()):
             with contextlib.suppress(StaleEntryError, OSError):  # `get` says what is wrong with what is really wanted
@@ -116,6 +118,7 @@ class EngineStore:
                     found is not None
                     and msgspec.structs.replace(found, options=key.options) == key
                     and path == self.path(found)
+                    and having.items() <= found.options.items()
                 ):
                     return found
         return None
@@ -186,13 +189,24 @@ class EngineStore:
 
     def entries(self) -> list[Path]:
         """Every entry, the one that was not used for longest first."""
+        return [path for _, path in self._uses()]
+
+    def _uses(self) -> list[tuple[int, Path]]:
+        """When each entry was used last, in nanoseconds, in that order."""
         used = []
         for path in self.root.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
                 used.append((path.lstat().st_mtime_ns, path))
-        return [path for _, path in sorted(used)]
+        return sorted(used)
 
-    def _is_there(self) -> bool:
+    def _mark_used(self, path: Path) -> None:
+        """Make an entry the last in the order of use: a file's clock ticks in milliseconds, and a board's may be set back."""
+        with contextlib.suppress(OSError):  # a cache that cannot be written to has no order of use
+            last_ns = max((used_ns for used_ns, _ in self._uses()), default=0)
+            now_ns = max(time.time_ns(), last_ns + 1)
+            os.utime(path, ns=(now_ns, now_ns))
+
+    def is_there(self) -> bool:
         """Whether the folder exists. CacheError where others could have put something into it."""
         try:
             found = self.root.lstat()
@@ -210,17 +224,18 @@ class EngineStore:
         return True
 
     def _prepare(self) -> None:
-        if not self._is_there():
+        if not self.is_there():
             self.root.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 self.root.mkdir(mode=0o700)
-            self._is_there()
+            self.is_there()
 
     def _publish(self, path: Path, engine: Engine) -> None:
         partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{_PARTIAL}")
         with lock.written(partial) as descriptor:
             entry.write(descriptor, engine)
             partial.rename(path)
+        self._mark_used(path)
         _flush_folder(self.root)
 
     def _make_room(self, path: Path, size_bytes: int) -> None:
@@ -268,7 +283,7 @@ def default_limit() -> int:
 def parse_size(text: str, what: str) -> int:
     """Read "20G", "500M" or a number of bytes; InputError, which names `what`, for anything else."""
     number, unit = (text[:-1], _UNITS[text[-1:].upper()]) if text[-1:].upper() in _UNITS else (text, 1)
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise InputError(f"{what} is {text[:40]!r}; give bytes, or a number with K, M, G or T: 20G")
     return int(number) * unit
 
@@ -281,8 +296,8 @@ def _engine(key: EngineKey, built: Built) -> Engine:
 
 def _not_kept(root: Path, error: OSError) -> CacheError:
     why = error.strerror or str(error)
-    cure = "make room" if error.errno in _FULL else "make it writable"
-    return CacheError(f"engines are not kept in {root}: {why}; {cure}, or name another folder in ${PLACE}")
+    cure = "make room, or " if error.errno in _FULL else "" if error.errno in _IN_THE_WAY else "make it writable, or "
+    return CacheError(f"engines are not kept in {root}: {why}; {cure}name another folder in ${PLACE}")
 
 
 def _flush_folder(path: Path) -> None:

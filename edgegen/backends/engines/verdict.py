@@ -1,21 +1,17 @@
 """Whether an engine gave the right answers on this device: found out once, and remembered beside it."""
 
-import contextlib
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgegen.backends.engines.driver import driver_version
+from edgegen.backends.engines.note import read_note, write_note
 from edgegen.backends.engines.store import VERDICT, EngineStore
 from edgegen.backends.engines.wanted import Wanted
 
 if TYPE_CHECKING:
     from edgegen.backends.trt.cuda import Gpu
-
-_MAX_BYTES = 1 << 16
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,12 +32,8 @@ def device_of(gpu: "Gpu") -> str:
 
 def read(store: EngineStore, want: Wanted, device: str) -> Verdict | None:
     """What is known of the engine that is in the cache now, on `device`; None where nothing is."""
-    try:
-        with _place(store, want).open("rb") as file:
-            verdict = msgspec.json.decode(file.read(_MAX_BYTES), type=Verdict)
-    except (OSError, msgspec.MsgspecError, ValueError):
-        return None
-    if verdict.device != device:
+    verdict = read_note(_place(store, want), Verdict)
+    if verdict is None or verdict.device != device:
         return None
     engine = store.get(want.key)
     return verdict if engine is not None and engine.record.sha256 == verdict.sha256 else None
@@ -49,16 +41,7 @@ def read(store: EngineStore, want: Wanted, device: str) -> Verdict | None:
 
 def write(store: EngineStore, want: Wanted, verdict: Verdict) -> None:
     """Remember it. A cache that cannot be written to forgets: the proof is replayed the next time."""
-    place = _place(store, want)
-    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
-    with contextlib.suppress(OSError):
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(verdict))
-            partial.rename(place)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_note(_place(store, want), verdict)
 
 
 def _place(store: EngineStore, want: Wanted) -> Path:

@@ -121,7 +121,7 @@ def main() -> int:
         tell({"error": type(error).__name__, "message": str(error)})
         return 1
     except OSError as error:
-        tell({"error": "BackendError", "message": f"the engine cannot be written: {error.strerror or error}"})
+        tell({"error": "OSError", "message": error.strerror or str(error)})
         return 1
     except MemoryError:
         tell({"error": "MemoryError", "message": ""})

@@ -19,7 +19,7 @@ class Flavour:
         name: the backend's name.
         module: what is imported.
         extra: of edgegen: what installs what can be installed by pip.
-        cure: how the library itself comes onto a machine.
+        cure: how the library itself comes onto a machine: what to do to install it.
     """
 
     name: str
@@ -34,7 +34,8 @@ class Flavour:
         except ModuleNotFoundError as error:
             if error.name != self.module:
                 raise self._broken(error) from error
-            raise BackendError(f"backend {self.name!r} needs {self.module}, which is not installed; {self.cure}") from error
+            missing = f"backend {self.name!r} needs {self.module}, which is not installed"
+            raise BackendError(f"{missing}; install it: {self.cure}") from error
         except (ImportError, OSError) as error:  # OSError: a shared library that the loader refuses
             raise self._broken(error) from error
 
@@ -49,7 +50,7 @@ class Flavour:
 
     def _broken(self, error: BaseException) -> BackendError:
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        return BackendError(f"{self.module} is installed but cannot be imported ({line}); {self.cure}")
+        return BackendError(f"{self.module} is installed but cannot be imported ({line}); install it: {self.cure}")
 
 
 FLAVOURS: Mapping[str, Flavour] = {
@@ -59,10 +60,10 @@ FLAVOURS: Mapping[str, Flavour] = {
             "tensorrt",
             "tensorrt",
             "tensorrt",
-            "on a Jetson it is part of JetPack (apt install python3-libnvinfer, and a virtual environment with "
-            '--system-site-packages); elsewhere: pip install tensorrt "edgegen[tensorrt]"',
+            'pip install tensorrt "edgegen[tensorrt]"; on a Jetson it is part of JetPack (apt install python3-libnvinfer, and '
+            'in a virtual environment with --system-site-packages: pip install "edgegen[tensorrt]")',
         ),
-        Flavour("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", 'install it: pip install "edgegen[tensorrt-rtx]"'),
+        Flavour("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", 'pip install "edgegen[tensorrt-rtx]"'),
     )
 }
 

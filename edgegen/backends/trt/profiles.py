@@ -5,9 +5,10 @@ kernels for one token than for a prompt.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from edgegen.backends.context import growing_axes
 from edgegen.errors import InputError
 from edgegen.manifest import Variant
 from edgegen.tensors import Axis, Tensors, TensorSpec
@@ -41,6 +42,19 @@ class BuildOptions:
     def of(cls, said: Mapping[str, Any]) -> "BuildOptions":
         """What `as_dict` gave."""
         return cls(**{**said, "compute_capabilities": tuple(said["compute_capabilities"])})
+
+
+def settled(variant: Variant, axes: Mapping[str, Axis], options: BuildOptions) -> BuildOptions:
+    """The same options in one way of saying them, so that nobody builds one engine under two names.
+
+    Pieces of a prompt are no longer than the cache, and the longest cache that was exported is said as None.
+    """
+    growing = growing_axes(variant)
+    most = max((axes[name].max for name in growing), default=0)
+    if not growing or SEQUENCE not in axes:
+        return replace(options, prefill=BuildOptions.prefill)
+    length = options.cache_length if options.cache_length != most else None
+    return replace(options, cache_length=length, prefill=min(options.prefill, axes[SEQUENCE].max, length or most))
 
 
 class Profile(NamedTuple):
@@ -116,8 +130,7 @@ def plan(variant: Variant, axes: Mapping[str, Axis], options: BuildOptions) -> P
     """What an engine of a graph is to be built for. InputError where an option is out of the range that was exported."""
     if options.prefill < 1:
         raise InputError(f"prefill is {options.prefill}; it must be at least 1")
-    specs = {spec.name: spec for spec in variant.inputs}
-    growing = {str(specs[pair.input].axes[pair.axis]) for pair in variant.state}
+    growing = growing_axes(variant)
     fed = {axis for spec in variant.inputs for axis in spec.axes if isinstance(axis, str)}
     counted = {axis for spec in variant.outputs for axis in spec.axes if isinstance(axis, str)} - fed
     bounds = {name: axes[name] for name in axes if name in fed | counted}
@@ -126,7 +139,8 @@ def plan(variant: Variant, axes: Mapping[str, Axis], options: BuildOptions) -> P
     every = {name: Axis(sizes[name], sizes[name], sizes[name]) if name in sizes else axis for name, axis in bounds.items()}
     profiles: tuple[Profile, ...] = (Profile("all", every),)
     if variant.state and SEQUENCE in every.keys() - sizes.keys():
-        profiles = _for_tokens(every, {SEQUENCE, *counted}, min(options.prefill, every[SEQUENCE].max))
+        longest = min(options.prefill, every[SEQUENCE].max, *(sizes[name] for name in growing))
+        profiles = _for_tokens(every, {SEQUENCE, *counted}, longest)
     caches = {name: bounds[name] for name in bounds.keys() & growing}
     return Plan(sizes, {**profiles[-1].axes, **caches}, profiles, tuple(sorted(counted - sizes.keys())))
 

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 
 from edgegen.backends.engines.builder import CancelledError, build
 from edgegen.backends.engines.key import GraphDigest
+from edgegen.backends.engines.refusal import RefusedError
 from edgegen.backends.engines.worker import BuildRequest
 from edgegen.bundle import Bundle
 from edgegen.errors import BackendError, BundleError
@@ -45,19 +47,20 @@ def test_the_engine_comes_with_the_time_and_the_memory_that_its_process_took(tin
     assert children() == []
 
 
-FAILURES = {
+FAILURES = {  # a refusal is remembered; that memory ran out, is not
     "out of memory": (BackendError, r"^graph 'decoder' on tensorrt-rtx: the build ran out of memory \(peak \d+ MB of \d+ MB\)"),
-    "crash": (BackendError, r"crashed \(signal SIGABRT\): terminate called after throwing an instance of 'std::bad_cast'"),
-    "refuse": (BackendError, r"^node 'x' \(Foo\): no such operator$"),
-    "bug": (BackendError, r"crashed \(exit code 1\): ZeroDivisionError: division by zero"),
+    "crash": (RefusedError, r"crashed \(signal SIGABRT\): terminate called after throwing an instance of 'std::bad_cast'"),
+    "refuse": (RefusedError, r"^node 'x' \(Foo\): no such operator$"),
+    "bug": (RefusedError, r"crashed \(exit code 1\): ZeroDivisionError: division by zero"),
 }
 
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_build_that_fails_says_why_in_one_line(tiny_bundle, how):
     kind, said = FAILURES[how]
-    with pytest.raises(kind, match=said) as caught:
+    with pytest.raises(BackendError, match=said) as caught:
         build(request_of(tiny_bundle, how=how))
+    assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     assert children() == []
 
@@ -128,6 +131,15 @@ def test_a_build_ends_with_the_process_that_wanted_it_and_leaves_nothing(tiny_bu
     assert not alive(worker)
     left = [path.suffix for path in cache.iterdir()]
     assert left == ([".lock"] if number == signal.SIGKILL else [])  # which the next build sweeps
+
+
+def test_an_engine_that_does_not_fit_on_the_disk_says_where_and_is_no_refusal(tiny_bundle, tmp_path):
+    (small := tmp_path / "small").mkdir()
+    with small_disk(small, "64k"):
+        with pytest.raises(BackendError, match=rf"cannot be written to {small}: No space left .*\$EDGEGEN_ENGINES") as caught:
+            build(request_of(tiny_bundle, how="large"), folder=small)
+        assert type(caught.value) is BackendError
+        assert list(small.iterdir()) == []
 
 
 def test_a_builder_without_a_place_to_write_says_so(tiny_bundle, monkeypatch):

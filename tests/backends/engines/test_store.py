@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from small_disk import small_disk
 
 from edgegen.backends.engines import entry, lock, store
 from edgegen.backends.engines.key import EngineKey, GraphDigest, Target
@@ -81,6 +82,16 @@ def test_the_latest_engine_of_a_graph_is_found_whatever_it_was_built_for(cache):
     assert cache.latest(KEY) == KEY
 
 
+def test_the_order_of_use_holds_though_the_clock_stands_still_or_is_set_back(cache, monkeypatch):
+    keys = (KEY, OTHERS["sm"], OTHERS["driver"])
+    for now_ns in (5 * 10**18, 5 * 10**18, 10**18):
+        monkeypatch.setattr(store.time, "time_ns", lambda now_ns=now_ns: now_ns)
+        for key in (*keys, KEY):
+            cache.obtain(key, Maker())
+            assert cache.entries()[-1] == cache.path(key)
+    assert cache.entries() == [cache.path(key) for key in (OTHERS["sm"], OTHERS["driver"], KEY)]
+
+
 def test_an_engine_is_built_once_and_then_comes_from_the_disk_with_what_is_known_of_it(cache):
     make = Maker()
     first, second = cache.obtain(KEY, make), EngineStore(cache.root).obtain(KEY, make)
@@ -144,6 +155,7 @@ DAMAGES = {
     "a symbolic link": linked,
     "a hard link": lambda path: os.link(path, path.with_suffix(".twin")),
     "writable by others": lambda path: path.chmod(0o622),
+    "a pipe that nobody writes to": lambda path: (path.unlink(), os.mkfifo(path)),
     "no engine": lambda path: rewrite(path, b"#!/bin/sh"),
 }
 
@@ -354,7 +366,7 @@ def test_a_folder_that_cannot_be_made_does_not_stop_anything(tmp_path, caplog):
     cache = EngineStore(tmp_path / "file" / "engines")
     assert cache.get(KEY) is None
     assert cache.obtain(KEY, Maker()).data == DATA
-    assert "engines are not kept" in caplog.text
+    assert f"engines are not kept in {cache.root}: File exists; name another folder" in caplog.text
     with pytest.raises(CacheError, match="are not kept"):
         cache.keep(cache.obtain(KEY, Maker()))
 
@@ -362,9 +374,7 @@ def test_a_folder_that_cannot_be_made_does_not_stop_anything(tmp_path, caplog):
 def test_a_full_disk_loses_no_engine_and_leaves_no_half_of_one(tmp_path, caplog):
     place = tmp_path / "small"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], check=False).returncode:
-        pytest.skip("mounting a small file system takes rights that this user does not have")
-    try:
+    with small_disk(place, "64k"):
         cache = EngineStore(place / "engines")
         data = b"vtrt" + bytes(200_000)
         assert cache.obtain(KEY, Maker(data)).data == data
@@ -372,8 +382,6 @@ def test_a_full_disk_loses_no_engine_and_leaves_no_half_of_one(tmp_path, caplog)
         assert names(cache.root) == []
         cache.obtain(KEY, Maker())
         assert cache.get(KEY).data == DATA
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def test_the_place_and_the_limit_come_from_the_environment(monkeypatch, tmp_path):
@@ -383,7 +391,8 @@ def test_the_place_and_the_limit_come_from_the_environment(monkeypatch, tmp_path
     monkeypatch.setenv("EDGEGEN_ENGINES", str(tmp_path / "mine"))
     monkeypatch.setenv("EDGEGEN_ENGINES_LIMIT", "3g")
     assert (EngineStore().root, EngineStore().limit_bytes) == (tmp_path / "mine", 3 << 30)
-    monkeypatch.setenv("EDGEGEN_ENGINES_LIMIT", "much")
-    with pytest.raises(InputError, match=r"\$EDGEGEN_ENGINES_LIMIT is 'much'"):
-        EngineStore()
+    for wrong in ("much", "-1", "²G", "G"):
+        monkeypatch.setenv("EDGEGEN_ENGINES_LIMIT", wrong)
+        with pytest.raises(InputError, match=rf"\$EDGEGEN_ENGINES_LIMIT is '{wrong}'"):
+            EngineStore()
     assert EngineStore(limit_bytes=5).limit_bytes == 5

@@ -69,6 +69,24 @@ def test_who_builds_again_with_other_options_gets_that_engine(machine, tiny):
         assert session.axes["cache"].max == 24
 
 
+def test_who_says_a_context_gets_the_last_engine_for_just_that_one(machine, tiny):
+    backend = machine("rtx").backend
+    for context, prefill in ((40, 16), (40, 8), (24, None)):
+        build_bundle(tiny, backend, context=context, prefill=prefill)
+    for context, engine in ((40, (40, 8)), (24, (24, 24)), (32, (32, 32)), (64, (64, 64))):
+        with edgegen.load(tiny, backend=backend, context=context) as model:
+            axes = model.session.axes
+            assert (axes["cache"].max, axes["sequence"].max, model.context.length) == (*engine, context)
+    assert len(EngineStore().entries()) == 5
+
+
+def test_one_engine_has_one_name_however_it_is_asked_for(machine, tiny):
+    backend = machine("rtx").backend
+    for context, prefill in ((None, None), (64, None), (None, 64), (64, 9999)):
+        build_bundle(tiny, backend, context=context, prefill=prefill)
+    assert len(EngineStore().entries()) == 1
+
+
 def test_what_rtx_compiles_while_it_runs_is_kept_beside_its_engine_and_goes_with_it(machine, tiny):
     backend = machine("rtx").backend
     for state in ("cold", "hot"):
@@ -174,6 +192,16 @@ def test_doctor_says_that_a_library_without_a_gpu_is_not_enough(machine):
     assert state.startswith("installed, tensorrt 11.4.0.106, but no GPU can be used: cudaGetDeviceCount failed")
     machine("11.4")
     assert examine().backends["tensorrt"] == "works, tensorrt 11.4.0.106"
+
+
+def test_what_installs_tensorrt_is_said_with_the_way_of_a_jetson(monkeypatch):
+    monkeypatch.setattr("edgegen.backends.present_backends", list)
+    for name, cure in (
+        ("tensorrt", r'pip install tensorrt "edgegen\[tensorrt\]"; on a Jetson .*python3-libnvinfer'),
+        ("tensorrt-rtx", r'pip install "edgegen\[tensorrt-rtx\]"$'),
+    ):
+        with pytest.raises(BackendError, match=rf"which is not installed; install it: {cure}"):
+            choose(name)
 
 
 def test_looking_for_backends_imports_none():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgegen.backends.trt.profiles import BuildOptions, plan
+from edgegen.backends.trt.profiles import BuildOptions, plan, settled
 from edgegen.errors import InputError
 from edgegen.manifest import StatePair, Variant
 from edgegen.tensors import Axis, TensorSpec
@@ -62,6 +62,28 @@ def test_a_decoder_has_two_and_a_prompt_is_at_most_as_long_as_asked_for():
     assert found.values(prefill, keep) == ((1,), (1,), (100,))
     assert found.axes["sequence"] == Axis(1, 50, 100)
     assert found.axes["cache"] == Axis(1, 2048, 2048)  # whoever asks for less room gets all of it
+
+
+def test_a_prompt_is_no_longer_than_the_cache():
+    short = plan(DECODER, AXES, BuildOptions(cache_length=100))
+    assert (short.axes["sequence"].max, short.axes["kept"].max, short.axes["cache"].max) == (100, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({}, {}),
+        ({"cache_length": 2048}, {}),
+        ({"cache_length": 100}, {"cache_length": 100, "prefill": 100}),
+        ({"cache_length": 100, "prefill": 30}, {"cache_length": 100, "prefill": 30}),
+        ({"prefill": 9999}, {"prefill": 2048}),
+    ],
+)
+def test_options_that_mean_the_same_engine_are_settled_as_one(said, meant):
+    found = settled(DECODER, AXES, BuildOptions(**said))
+    assert found == BuildOptions(**meant)
+    assert plan(DECODER, AXES, found) == plan(DECODER, AXES, BuildOptions(**said))
+    assert settled(IMAGE, IMAGE_AXES, BuildOptions(prefill=7)) == BuildOptions()
 
 
 def test_a_prompt_is_no_longer_than_what_was_exported():
