@@ -138,8 +138,11 @@ def flattened(graph: str, given: Any, names: tuple[str, ...]) -> tuple[torch.Ten
         if missing := [name for name in names if name not in named]:
             raise CaptureError(f"{graph or 'the module'} returns no {missing[0]}; it returns {', '.join(map(str, named))}")
         listed = [named[name] for name in names]
+    elif named is not None:
+        listed = list(named.values())
     else:
-        listed = list(named.values()) if named is not None else list(given) if isinstance(given, (tuple, list)) else [given]
+        # As in a dict, None is what was not asked for: StyleGAN2 returns (image, None).
+        listed = [tensor for tensor in given if tensor is not None] if isinstance(given, (tuple, list)) else [given]
     if len(listed) != len(names) or not all(isinstance(tensor, torch.Tensor) for tensor in listed):
         said = ", ".join(type(item).__name__ for item in listed)
         raise CaptureError(
