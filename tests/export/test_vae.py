@@ -197,6 +197,7 @@ def test_what_a_vae_lacks_is_said_in_one_line():
     assert "no methods encode and decode" in refused(lambda: nn.Linear(1, 1), image)
     assert "encoder and decoder, or decoder alone" in refused(lambda: {"encoder": nn.Identity()}, image)
     assert "say them in `inputs`" in refused(TinyVae, {})
+    assert 'or with --input "encoder: image float32[batch, 3, 64, 64]"' in refused(TinyVae, {})
     assert "must give mean and log-variance" in refused(TinyVae, {"encoder": [*image["encoder"], "noise.0 float32[batch, 5]"]})
     assert "say how many there are" in refused(
         TinyVae, {"encoder": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
@@ -213,6 +214,21 @@ def test_what_a_vae_lacks_is_said_in_one_line():
     assert "how many entries" in refused(lambda: codes, {"encoder": ["image float32[batch, 3, 8, 8]"]})
     flat = {"decoder": nn.Linear(4, 4)}
     assert "makes image [batch, channel, height, width]" in refused(lambda: flat, {"decoder": ["latent float32[batch, 4]"]})
+
+
+def test_a_whole_vae_takes_its_input_without_the_name_of_a_graph():
+    model = build(source(TinyVae, {"": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}, settings={"classes": 3}))
+    assert [spec.name for spec in model.parts["encoder"].inputs] == ["image", "class_ids"]
+
+
+def test_more_classes_or_codes_than_the_tables_hold_are_refused():
+    image = {"encoder": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
+    said = refused(TinyVae, image, settings={"classes": 4})
+    assert "encoder does not take 3 in class_ids, and by the setting classes it must" in said
+    assert "--setting classes=N" in said
+    codes = {"encoder": Quantize(nn.Embedding(8, 4)), "decoder": Look(nn.Embedding(8, 4))}
+    said = refused(lambda: codes, {"encoder": ["image float32[batch, 3, 8, 8]"]}, settings={"codes": 9})
+    assert "decoder does not take 8 in codes" in said
 
 
 def test_named_sides_go_through_to_the_latent_and_back_to_the_image():

@@ -10,7 +10,7 @@ import torch
 
 from edgegen.errors import ExportError
 from edgegen.export.assemble import export_model
-from edgegen.export.parts import Model, Modules, Part, check_steps, example, usual_sizes, with_numbers
+from edgegen.export.parts import Model, Modules, Part, check_last_id, check_steps, example, usual_sizes, with_numbers
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
 from edgegen.pipelines.vae import VaeSettings, drawn
@@ -48,6 +48,9 @@ def build(source: Modules) -> Model:
     inputs = source.inputs.get("decoder", ()) or _latent_of(parts.get("encoder"), settings, axes)
     parts["decoder"] = _part("decoder", modules["decoder"], inputs, source.outputs.get("decoder", ()), axes)
     settings = _complete(parts, settings, axes)
+    for graph, part in parts.items():
+        check_last_id(graph, part, axes, "class_ids", settings.classes, "classes")
+        check_last_id(graph, part, axes, "codes", settings.codes, "codes")
     used = {axis for part in parts.values() for spec in (*part.inputs, *part.outputs) for axis in spec.axes}
     if unknown := sorted(source.axes.keys() - used):
         there = ", ".join(sorted(axis for axis in used if isinstance(axis, str)))
@@ -106,8 +109,9 @@ def _graphs(source: Modules) -> tuple[dict[str, torch.nn.Module], VaeSettings]:
     if set(modules) == {""}:
         whole: Any = modules[""]
         if not (hasattr(whole, "encode") and hasattr(whole, "decode")):
-            name = type(whole).__name__
-            raise ExportError(f"{name} has no methods encode and decode; give the modules encoder and decoder by name")
+            raise ExportError(
+                'the module has no methods encode and decode; write them, or return both graphs: {"encoder": .., "decoder": ..}'
+            )
         config: Mapping[str, Any] = getattr(whole, "config", None) or {}
         if hasattr(whole, "quantize") and "num_vq_embeddings" in config:
             modules = {"encoder": _EncodeCodes(whole), "decoder": _DecodeCodes(whole)}
@@ -125,14 +129,14 @@ def _graphs(source: Modules) -> tuple[dict[str, torch.nn.Module], VaeSettings]:
 
 
 def _inputs(source: Modules, graph: str, first: str, settings: VaeSettings) -> tuple[TensorSpec, ...]:
-    inputs = source.inputs.get(graph, ())
+    inputs = source.inputs.get(graph) or source.inputs.get("", ())  # without a graph's name: what the whole module takes
     names = [spec.name for spec in inputs]
     if noise := [name for name in names if name.startswith("noise.")]:
         said = "give mean and log-variance, from which the pipeline draws" if graph == "encoder" else "draw nothing"
         raise ExportError(f"{graph} draws noise inside ({', '.join(noise)}): its forward must {said}")
     if names not in ([first], [first, "class_ids"]):
         wanted = f"{first} float32[batch, 3, 64, 64]" + ", class_ids int64[batch]" * (settings.classes > 0)
-        raise ExportError(f"{graph}: its inputs are {names}; say them in `inputs`, for example {wanted!r}")
+        raise ExportError(f'{graph}: its inputs are {names}; say them in `inputs`, or with --input "{graph}: {wanted}"')
     if names[-1] == "class_ids" and not settings.classes:
         raise ExportError(f'{graph} takes class_ids: say how many there are, `settings={{"classes": ...}}`')
     return inputs
@@ -183,7 +187,7 @@ def _spec(name: str, made: torch.Tensor, source: TensorSpec, axes: dict[str, Axi
 def _latent_of(encoder: Part | None, settings: VaeSettings, axes: dict[str, Axis]) -> tuple[TensorSpec, ...]:
     """The decoder's inputs, from what the encoder gives."""
     if encoder is None:
-        raise ExportError('decoder: say its inputs, for example "latent float32[batch, 16]"')
+        raise ExportError('decoder: say its inputs, for example --input "decoder: latent float32[batch, 16]"')
     first = encoder.outputs[0]
     name = "codes" if first.name == "codes" else "latent"
     listed = list(first.axes)
