@@ -87,7 +87,7 @@ def limits_error(graph: str, limits: Limits, axes: Mapping[str, Axis]) -> Captur
     for axis, size in limits.fixed.items():
         return CaptureError(
             f"{graph}: its axis {axis} cannot vary, the module computes with {size} alone; "
-            f"give {_option(axis, Axis(size, size, size))}"
+            f"give {_option(axis, Axis(size, size, size))}, or write x.shape[0] where forward has len(x) or int(x.shape[0])"
         )
     for axis, other in limits.equal.items():
         return CaptureError(
