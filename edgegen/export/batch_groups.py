@@ -42,7 +42,7 @@ def _convolved(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
     """As torch.conv2d: input [1, groups * channels, height, width], weight [groups * made, channels, taps, taps]."""
     x, weight = given["input"], given["weight"]
     (down, across), (pad_y, pad_x) = _pair(given, "stride", 1), _pair(given, "padding", 0)
-    made, channels, rows, columns = weight.shape[0] // groups, *weight.shape[1:]
+    made, (channels, rows, columns) = weight.shape[0] // groups, weight.shape[1:]
     x = F.pad(x.reshape(groups, channels, *x.shape[2:]), (pad_x, pad_x, pad_y, pad_y))
     height, width = (x.shape[2] - rows) // down + 1, (x.shape[3] - columns) // across + 1
     kernels = weight.reshape(groups, made, channels, rows, columns)
@@ -59,7 +59,7 @@ def _transposed(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
     x, weight = given["input"], given["weight"]
     (up, along), (pad_y, pad_x) = _pair(given, "stride", 1), _pair(given, "padding", 0)
     more_y, more_x = _pair(given, "output_padding", 0)
-    channels, made, rows, columns = weight.shape[0] // groups, *weight.shape[1:]
+    channels, (made, rows, columns) = weight.shape[0] // groups, weight.shape[1:]
     height, width = x.shape[2:]
     full_y, full_x = (height - 1) * up + rows + more_y, (width - 1) * along + columns + more_x
     pixels, kernels = x.reshape(groups, channels, height * width), weight.reshape(groups, channels, made, rows, columns)
