@@ -64,7 +64,15 @@ def _name_file(source: Modules, family: str, inputs: Mapping[str, Specs], output
     gives = next(iter(outputs.values()), named.outputs[graph])
     assert isinstance(file, Graphed)
     file.rename(takes, gives)
+    if not outputs and graph and _has_unknown_sides(takes, gives):
+        return dataclasses.replace(named, inputs={graph: takes}, outputs={})  # the family runs it to see
     return dataclasses.replace(named, inputs={graph: takes}, outputs={graph: gives})
+
+
+def _has_unknown_sides(takes: Specs, gives: Specs) -> bool:
+    """Whether outputs have axes that no input has: converters invent names where they cannot tell a size."""
+    known = {axis for spec in takes for axis in spec.axes}
+    return any(isinstance(axis, str) and axis not in known for spec in gives for axis in spec.axes)
 
 
 def _with_plain_modules(source: Modules) -> Modules:
