@@ -165,6 +165,19 @@ def test_a_stochastic_flow_takes_the_way_that_diffusers_takes(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_diffusers_itself_does_not_run_is_named(directory):
+    from edgegen.export.sources.diffusers import open_checkpoint
+
+    source = open_checkpoint(directory, None)
+    loaded = source.load()
+    # Two of its steps round to one time, and it then looks for a step that is not there.
+    loaded.scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
+    object.__setattr__(source, "load", lambda: loaded)
+    with pytest.raises(ExportError, match=r"diffusers library itself does not run .* DPMSolverMultistepScheduler: index"):
+        diffusers_model.build(source).reference()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_pipeline_saved_for_images_has_the_same_components(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "sd")
     index = tmp_path / "sd" / "model_index.json"

@@ -284,7 +284,12 @@ def _reference(
     with torch.no_grad():
         mean, log_variance = parts["vae_encoder"].module(torch.from_numpy(inputs["pixels"]))
     outputs = {"mean": mean.numpy(), "log_variance": log_variance.numpy()} | _encoded(pipeline)
-    outputs |= run_pipeline(pipeline, inputs["latents"], _PROMPT, negative, steps, settings.guidance)
+    try:
+        outputs |= run_pipeline(pipeline, inputs["latents"], _PROMPT, negative, steps, settings.guidance)
+    except Exception as error:  # the library's own: some options of its schedulers do not go together
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        name = type(pipeline.scheduler).__name__
+        raise ExportError(f"the diffusers library itself does not run this pipeline with its {name}: {said}") from error
     with torch.no_grad():
         last = torch.from_numpy(outputs[f"step.{len(way) - 1}"])
         outputs["image"] = parts["vae_decoder"].module(last / settings.latent.scale + settings.latent.shift).numpy()
