@@ -221,6 +221,25 @@ def test_a_whole_vae_takes_its_input_without_the_name_of_a_graph():
     assert [spec.name for spec in model.parts["encoder"].inputs] == ["image", "class_ids"]
 
 
+class GivesNormal(TinyVae):
+    """What it encodes is a distribution, as PyTorch has them."""
+
+    def encode(self, image, class_ids):
+        mean, log_variance = super().encode(image, class_ids)
+        return torch.distributions.Independent(torch.distributions.Normal(mean, (0.5 * log_variance).exp()), 1)
+
+
+def test_a_normal_distribution_is_its_mean_and_log_variance(tmp_path):
+    inputs = {"": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
+    made = source(GivesNormal, inputs, settings={"classes": 3})
+    exported(made, tmp_path / "v.bundle")
+    pixels, ids = random_pixels(2, 4, 4, 1), torch.tensor([0, 2])
+    with load(tmp_path / "v.bundle") as pipeline, torch.no_grad():
+        _, log_variance = TinyVae.encode(made.modules[""], as_input(pixels), ids)
+        np.testing.assert_allclose(pipeline.encode(pixels, class_ids=[0, 2]).log_variance, log_variance, **CLOSE)
+    assert torch.distributions.Distribution._validate_args
+
+
 def test_more_classes_or_codes_than_the_tables_hold_are_refused():
     image = {"encoder": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
     said = refused(TinyVae, image, settings={"classes": 4})

@@ -1,12 +1,14 @@
 """The export half of variational autoencoders, plain autoencoders, and those whose latents are codes (VQ-VAE)."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import msgspec
 import torch
+from torch.distributions import Distribution, Independent, Normal
 
 from edgegen.errors import ExportError
 from edgegen.export.assemble import export_model
@@ -58,6 +60,17 @@ def build(source: Modules) -> Model:
     return Model("vae", parts, axes, settings, lambda: _reference(parts, settings, axes))
 
 
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """PyTorch's distributions look at the numbers they are made of, which no graph can."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 class _Encode(torch.nn.Module):
     """`encode` of a whole autoencoder as a module of its own."""
 
@@ -66,10 +79,15 @@ class _Encode(torch.nn.Module):
         self.whole = whole
 
     def forward(self, *arguments: torch.Tensor) -> Any:
-        made = self.whole.encode(*arguments)
+        with _unchecked_distributions():
+            made = self.whole.encode(*arguments)
         posterior = getattr(made, "latent_dist", None)  # of diffusers' AutoencoderKL
         if posterior is not None:
             return posterior.mean, posterior.logvar
+        if isinstance(made, Independent):
+            made = made.base_dist
+        if isinstance(made, Normal):
+            return made.loc, 2 * made.scale.log()
         return getattr(made, "latents", made)  # of its AutoencoderTiny
 
 
