@@ -28,6 +28,8 @@ _CURES: Mapping[str, str] = {
     "data-dependent": _DATA_DEPENDENT,
     "GuardOnDataDependentSymNode": _DATA_DEPENDENT,
     "Expected more than 1 value": "it takes the statistics of a batch (batch_norm with training=True): use running ones",
+    "required positional argument": "give --input for each that its forward takes, in their order; where one is to be None "
+    "(StyleGAN's c without classes), wrap the module in one that passes it",
     "not compiled with CUDA": _ON_CPU,
     "NVIDIA driver": _ON_CPU,
     "AssertionError": "it refuses these sizes; give others (--axis), in multiples that suit it",

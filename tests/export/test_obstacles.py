@@ -289,3 +289,12 @@ def test_noise_that_was_not_moved_is_refused_when_it_is_captured():
     part = Part(Noisy(), (parse_spec("x float32[batch, 3]"),), (parse_spec("y float32[batch, 3, 4, 4]"),))
     with pytest.raises(CaptureError, match=r"g draws numbers inside the graph \(RandomNormal.*with_noise_inputs"):
         capture_part("g", part, AXES)
+
+
+def test_an_input_that_was_not_declared_is_told_with_the_way_to_leave_it_out():
+    class Labelled(nn.Module):
+        def forward(self, z, c):
+            return z
+
+    with pytest.raises(CaptureError, match=r"missing 1 required positional argument: 'c'; give --input for each .* wrap the"):
+        declared(Labelled(), ["z float32[batch, 3]"], ["y float32[batch, 3]"])
