@@ -33,12 +33,12 @@ class BatchGroups(TorchFunctionMode):
             or _pair(given, "dilation", 1) != (1, 1)
         ):
             return function(*args, **options)
-        made = (_convolved if function is torch.conv2d else _transposed)(given, groups)
+        made = (convolved if function is torch.conv2d else transposed)(given, groups)
         bias = given.get("bias")
         return made if bias is None else made + bias.reshape(1, -1, 1, 1)
 
 
-def _convolved(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
+def convolved(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
     """As torch.conv2d: input [1, groups * channels, height, width], weight [groups * made, channels, taps, taps]."""
     x, weight = given["input"], given["weight"]
     (down, across), (pad_y, pad_x) = _pair(given, "stride", 1), _pair(given, "padding", 0)
@@ -54,7 +54,7 @@ def _convolved(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
     return result
 
 
-def _transposed(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
+def transposed(given: dict[str, Any], groups: torch.SymInt) -> torch.Tensor:
     """As torch.conv_transpose2d: input [1, groups * channels, height, width], weight [groups * channels, made, taps, taps]."""
     x, weight = given["input"], given["weight"]
     (up, along), (pad_y, pad_x) = _pair(given, "stride", 1), _pair(given, "padding", 0)
