@@ -37,7 +37,14 @@ def test_every_recipe_loads_without_torch() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("x = 1", "no RECIPE"), ("RECIPE = 3", "no RECIPE"), ("def f(:", "line 1"), (None, "no recipe at")],
+    [
+        ("x = 1", "no RECIPE"),
+        ("RECIPE = 3", "no RECIPE"),
+        ("def f(:", "line 1"),
+        (None, "no recipe at"),
+        ("\nimport no_such_library", r"mine\.py failed \(mine\.py, line 2\): ModuleNotFoundError: .*no_such_library"),
+        ("raise SystemExit(3)", r"mine\.py failed \(mine\.py, line 1\): SystemExit"),
+    ],
 )
 def test_what_is_no_recipe_says_so(text: str | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
@@ -45,6 +52,25 @@ def test_what_is_no_recipe_says_so(text: str | None, said: str, tmp_path: Path) 
         path.write_text(text)
     with pytest.raises(SourceError, match=said):
         load_recipe(path)
+
+
+def test_a_recipe_imports_what_lies_beside_it_and_is_trained_as_it_says_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgegen.train.recipe import load_training
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    base = """
+from edgegen.export.recipe import Recipe
+from edgegen.train.recipe import Training
+RECIPE = Recipe(name="base", family="gan", modules=dict)
+TRAINING = Training(data=list, objective=dict, steps=1)
+"""
+    (tmp_path / "beside_a_recipe.py").write_text(base)
+    path = tmp_path / "mine.py"
+    path.write_text("from beside_a_recipe import RECIPE, Training\nTRAINING = Training(data=list, objective=dict, steps=2)\n")
+    assert load_training(path)[1].steps == 2
+    del sys.modules["beside_a_recipe"]
 
 
 def test_a_recipe_never_hides_the_module_of_its_name(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def export(
         from edgegen.export.families import FAMILIES
         from edgegen.export.recipe import Recipe, declared_by, load_recipe
         from edgegen.export.sources import open_source, source_kind
+        from edgegen.export.substitutes import reference_operators
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgegen"):
             raise
@@ -97,9 +98,9 @@ def export(
     extra = tuple(dict.fromkeys((*variants, *(decision.variants if decision else ()))))
     request = Request(opened, output, chosen, name or opened.name, length, limit, force, extra)  # type: ignore[arg-type]
     module, function = FAMILIES[wanted].split(":")
-    report: ExportReport = getattr(importlib.import_module(module), function)(
-        request, progress or (lambda _stage, _share: None)
-    )
+    run = getattr(importlib.import_module(module), function)
+    with reference_operators():  # a family runs the modules to find their outputs, before it captures them
+        report: ExportReport = run(request, progress or (lambda _stage, _share: None))
     return dataclasses.replace(report, target=decision)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from edgegen.errors import CaptureError
 from edgegen.export import passes
-from edgegen.export.explain import Limits, limits_error, limits_of, module_error
+from edgegen.export.batch_groups import BatchGroups
+from edgegen.export.explain import Limits, limits_error, limits_of, module_error, users_module
 from edgegen.export.parts import Graphed, Part, example, usual_sizes
 from edgegen.export.quiet import quiet_exporter
 from edgegen.export.substitutes import reference_operators
@@ -103,14 +104,15 @@ def _export(part: Part, arguments: tuple[torch.Tensor, ...], dims: Mapping[str, 
 
 
 class _Positional(torch.nn.Module):
-    """Calls a module by position, whatever its signature."""
+    """Calls a module by position, whatever its signature; its groups may follow the batch."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *tensors: torch.Tensor) -> Any:
-        return self.module(*tensors)
+        with BatchGroups():
+            return self.module(*tensors)
 
 
 def _dim(name: str, axis: str, factor: int, bounds: Axis) -> Any:
@@ -137,23 +139,26 @@ def _onnx(name: str, part: Part, program: torch.export.ExportedProgram) -> ir.Mo
                 verbose=False,
             )
     except Exception as error:
-        raise module_error(name, part.module, error, _place_in(program, error)) from error
+        raise module_error(name, part.module, error, _place_in(program, part, error)) from error
     assert made is not None
+    taken = {spec.name for spec in (*part.inputs, *part.outputs)}
     for value in list(made.model.graph.initializers.values()):  # the wrapper is nobody's business
-        if str(value.name).startswith("module."):
-            value.name = str(value.name).removeprefix("module.")
+        own = str(value.name).removeprefix("module.")
+        if own not in taken:  # a parameter may be called as an input is
+            value.name = own
     return made.model
 
 
-def _place_in(program: torch.export.ExportedProgram, error: BaseException) -> tuple[str, str]:
+def _place_in(program: torch.export.ExportedProgram, part: Part, error: BaseException) -> tuple[str, str]:
     """The module path and the user's line of the node that could not be translated; "" where the error names none."""
     named = re.search(r"Error when translating node %(\w+)", f"{error} {error.__cause__}")
     word = named[1].strip("_0123456789") if named is not None else None  # decomposed: a part of the operator's own name
     node = next((node for node in program.graph.nodes if word and word in node.name), None)
     if node is None:
         return "", ""
-    owners = [path.removeprefix("module").lstrip(".") for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return next((path for path in reversed(owners) if path), ""), str(node.meta.get("stack_trace") or "")
+    wrappers = f"module.{users_module(part.module)[0]}"
+    owners = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path.startswith(wrappers)]
+    return owners[-1].removeprefix(wrappers) if owners else "", str(node.meta.get("stack_trace") or "")
 
 
 def _name(graph: ir.Graph, name: str, part: Part) -> None:

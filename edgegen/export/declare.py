@@ -64,7 +64,15 @@ def _name_file(source: Modules, family: str, inputs: Mapping[str, Specs], output
     gives = next(iter(outputs.values()), named.outputs[graph])
     assert isinstance(file, Graphed)
     file.rename(takes, gives)
+    if not outputs and graph and _has_unknown_sides(takes, gives):
+        return dataclasses.replace(named, inputs={graph: takes}, outputs={})  # the family runs it to see
     return dataclasses.replace(named, inputs={graph: takes}, outputs={graph: gives})
+
+
+def _has_unknown_sides(takes: Specs, gives: Specs) -> bool:
+    """Whether outputs have axes that no input has: converters invent names where they cannot tell a size."""
+    known = {axis for spec in takes for axis in spec.axes}
+    return any(isinstance(axis, str) and axis not in known for spec in gives for axis in spec.axes)
 
 
 def _with_plain_modules(source: Modules) -> Modules:
@@ -138,8 +146,11 @@ def flattened(graph: str, given: Any, names: tuple[str, ...]) -> tuple[torch.Ten
         if missing := [name for name in names if name not in named]:
             raise CaptureError(f"{graph or 'the module'} returns no {missing[0]}; it returns {', '.join(map(str, named))}")
         listed = [named[name] for name in names]
+    elif named is not None:
+        listed = list(named.values())
     else:
-        listed = list(named.values()) if named is not None else list(given) if isinstance(given, (tuple, list)) else [given]
+        # As in a dict, None is what was not asked for: StyleGAN2 returns (image, None).
+        listed = [tensor for tensor in given if tensor is not None] if isinstance(given, (tuple, list)) else [given]
     if len(listed) != len(names) or not all(isinstance(tensor, torch.Tensor) for tensor in listed):
         said = ", ".join(type(item).__name__ for item in listed)
         raise CaptureError(

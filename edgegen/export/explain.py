@@ -24,9 +24,12 @@ _NOT_THEIRS = (  # where the user's own code is not
 # What the exporter says, in a few words that recur, and what a person can do about it.
 _CURES: Mapping[str, str] = {
     "No ONNX function found": "replace the operator by those of torch.nn.functional, or open an issue with the model's name",
+    "Unsupported attribute type": "a number there (groups, a stride) follows a size that varies; fix that size: --axis batch=1",
     "data-dependent": _DATA_DEPENDENT,
     "GuardOnDataDependentSymNode": _DATA_DEPENDENT,
     "Expected more than 1 value": "it takes the statistics of a batch (batch_norm with training=True): use running ones",
+    "required positional argument": "give --input for each that its forward takes, in their order; where one is to be None "
+    "(StyleGAN's c without classes), wrap the module in one that passes it",
     "not compiled with CUDA": _ON_CPU,
     "NVIDIA driver": _ON_CPU,
     "AssertionError": "it refuses these sizes; give others (--axis), in multiples that suit it",
@@ -87,7 +90,7 @@ def limits_error(graph: str, limits: Limits, axes: Mapping[str, Axis]) -> Captur
     for axis, size in limits.fixed.items():
         return CaptureError(
             f"{graph}: its axis {axis} cannot vary, the module computes with {size} alone; "
-            f"give {_option(axis, Axis(size, size, size))}"
+            f"give {_option(axis, Axis(size, size, size))}, or write x.shape[0] where forward has len(x) or int(x.shape[0])"
         )
     for axis, other in limits.equal.items():
         return CaptureError(
@@ -150,10 +153,18 @@ def module_error(
     where = place[0] or _module_in(model, chain)
     line = _line_in(chain, text)
     return CaptureError(
-        f"{graph} {did}: in {where or type(model).__name__}{f' ({line})' if line else ''}"
+        f"{graph} {did}: in {where or type(users_module(model)[1]).__name__}{f' ({line})' if line else ''}"
         f"{f', operator {operator}' if operator else ''}: {(lines or [type(error).__name__])[0][:200]}"
         f"; {cure or _USUAL_CURES[did]}"
     )
+
+
+def users_module(model: torch.nn.Module) -> tuple[str, torch.nn.Module]:
+    """The module inside edgegen's own wrappers, of which each has one child, and the path to it: "module.whole."."""
+    path = ""
+    while type(model).__module__.startswith("edgegen.export.") and len(children := list(model.named_children())) == 1:
+        path, model = f"{path}{children[0][0]}.", children[0][1]
+    return path, model
 
 
 def _line_in(chain: Iterable[BaseException], text: str) -> str | None:
@@ -195,7 +206,8 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
 
 def _module_in(model: torch.nn.Module, chain: Iterable[BaseException]) -> str | None:
     """The deepest module of the model whose forward is on the stack of one of the errors."""
-    names = {id(module): name for name, module in model.named_modules() if name}
+    _, own = users_module(model)
+    names = {id(module): name for name, module in own.named_modules() if name}
     found: str | None = None
     for error in chain:
         trace: Any = error.__traceback__

@@ -219,6 +219,26 @@ def example(spec: TensorSpec, axes: Mapping[str, Axis], seed: int = 0, sizes: Ma
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
+def check_last_id(graph: str, part: Part, axes: Mapping[str, Axis], name: str, count: int, setting: str) -> None:
+    """Run the module with the last of `count` ids as its input `name`: an embedding may be smaller than the settings say.
+
+    Raises ExportError, naming `setting`, where it takes none so large. A part without that input is left alone.
+    """
+    if not any(spec.name == name for spec in part.inputs):
+        return
+    tensors = {spec.name: example(spec, axes, seed) for seed, spec in enumerate(part.inputs)}
+    tensors[name].fill_(count - 1)
+    try:
+        with torch.no_grad():
+            part.module(*tensors.values())
+    except Exception as error:  # of a table, a one-hot vector, ONNX Runtime: each has its own
+        said = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise ExportError(
+            f"{graph} does not take {count - 1} in {name}, and by the setting {setting} it must ({said}); correct it: "
+            f"--setting {setting}=N"
+        ) from error
+
+
 def usual_sizes(axes: Mapping[str, Axis]) -> dict[str, int]:
     """The size of each axis in an example: `opt`, but 2 rather than 1, which the exporter would take for a fixed size."""
     return {name: max(axis.opt, min(2, axis.max)) for name, axis in axes.items()}

@@ -3,16 +3,19 @@
 A recipe is the user's own code and is run, like a Makefile: only checkpoints are treated as untrusted.
 """
 
+import contextlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgegen.errors import SourceError
+from edgegen.errors import EdgegenError, SourceError
 
 if TYPE_CHECKING:
     from edgegen.export.parts import Modules
@@ -57,23 +60,63 @@ def declared_by(recipe: Recipe) -> dict[str, list[str]]:
     return listed | {"axes": axes, "settings": [f"{key}={json.dumps(value)}" for key, value in recipe.settings.items()]}
 
 
+@contextlib.contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """One line, with the line of the user's code, for whatever that raises inside the block: SourceError.
+
+    What neither comes from there nor is what libraries raise of wrong tensors and imports is a bug of ours, and stays as it is.
+    """
+    try:
+        yield
+    except EdgegenError:
+        raise
+    except (Exception, SystemExit) as error:  # anything may happen in it
+        place = _place(error)
+        if not place and not isinstance(error, (RuntimeError, ValueError, ImportError, SyntaxError, SystemExit)):
+            raise
+        said = next(iter(str(error).splitlines()), "")
+        raise SourceError(f"{what} failed{place}: {type(error).__name__}: {said}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The deepest line that is not a library's, Python's or edgegen's: " (model.py, line 3)"."""
+    others = (sysconfig.get_paths()["stdlib"], str(Path(__file__).parents[1]), "<")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(others) and not {"site-packages", "dist-packages"} & {*Path(frame.filename).parts}
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def module_name(path: Path) -> str:
+    """What the recipe at `path` is called in sys.modules: a recipe called json.py or torch.py hides no module of that name."""
+    return "edgegen_recipe_" + re.sub(r"\W", "_", path.stem)
+
+
 def load_recipe(path: Path) -> Recipe:
-    """Run the recipe file at `path` and return its RECIPE.
+    """Run the recipe file at `path` and return its RECIPE. It may import what lies beside it, as a script may.
 
     Raises:
-        SourceError: There is no such file, or it holds no `RECIPE = Recipe(...)`.
+        SourceError: There is no such file, it fails, or it holds no `RECIPE = Recipe(...)`.
     """
-    # The prefix keeps a recipe called json.py or torch.py from hiding the module of that name.
-    name = "edgegen_recipe_" + re.sub(r"\W", "_", path.stem)
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SourceError(f"no recipe at {path}; a recipe is a .py file with RECIPE = Recipe(...)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # it stays, for what its functions import when they are called; last, so that it hides nothing
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise SourceError(f"{path}, line {error.lineno}: {error.msg}") from error
+        with own_code(str(path)):
+            spec.loader.exec_module(module)
+    except SourceError as error:
+        cause = error.__cause__
+        if isinstance(cause, SyntaxError):
+            raise SourceError(f"{Path(cause.filename or path)}, line {cause.lineno}: {cause.msg}") from cause
+        raise
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise SourceError(f"{path} has no RECIPE = Recipe(...)")

@@ -61,9 +61,17 @@ def upfirdn2d(
     kernel = f.to(x.dtype) * gain ** (f.ndim / 2)
     kernel = kernel if flip_filter else kernel.flip(list(range(f.ndim)))
     if f.ndim == 1:
-        x = F.conv2d(x, kernel[None, None, None, :].repeat(channels, 1, 1, 1), stride=(1, down_x), groups=channels)
-        return F.conv2d(x, kernel[None, None, :, None].repeat(channels, 1, 1, 1), stride=(down_y, 1), groups=channels)
-    return F.conv2d(x, kernel[None, None].repeat(channels, 1, 1, 1), stride=(down_y, down_x), groups=channels)
+        return _filtered(_filtered(x, kernel[None, :], (1, down_x)), kernel[:, None], (down_y, 1))
+    return _filtered(x, kernel, (down_y, down_x))
+
+
+def _filtered(x: torch.Tensor, kernel: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    """Convolve each channel of x [batch, channel, height, width] with the kernel [height, width]."""
+    channels = x.shape[1]
+    if isinstance(channels, torch.SymInt):  # the batch is in it, where a convolution has a kernel for each image
+        made = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), kernel[None, None], stride=stride)
+        return made.reshape(x.shape[0], channels, *made.shape[2:])
+    return F.conv2d(x, kernel[None, None].repeat(channels, 1, 1, 1), stride=stride, groups=channels)
 
 
 def bias_act(

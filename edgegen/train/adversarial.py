@@ -12,7 +12,7 @@ from edgegen.errors import TrainingError
 from edgegen.models.stylegan2 import Mapping as StyleMapping
 from edgegen.models.stylegan2 import Synthesis
 from edgegen.train.augment import augment
-from edgegen.train.objective import Batch, Objective, adam
+from edgegen.train.objective import Batch, Objective, adam, latents
 
 Penalty = Literal["r1", "gradient", "none"]
 
@@ -20,7 +20,7 @@ Penalty = Literal["r1", "gradient", "none"]
 class Adversarial(Objective):
     """The min-max game in its non-saturating form (Goodfellow 2014, arXiv:1406.2661), with a penalty on gradients.
 
-    One step of the discriminator, then one of the generator. Modules: `generator`, with an attribute `latent`.
+    One step of the discriminator, then one of the generator. Modules: `generator`; of its latents see `latents`.
 
     Args:
         modules: `generator`: z (, class_ids) -> image.
@@ -73,7 +73,7 @@ class Adversarial(Objective):
     def make(self, count: int, labels: Tensor | None) -> Tensor:
         """Images of random latents, with the modules that are trained."""
         generator = self.trained["generator"]
-        z = torch.randn(count, int(generator.latent), device=self.device)  # type: ignore[arg-type]
+        z = latents(generator, count, self.device)
         image: Tensor = generator(z) if labels is None else generator(z, labels)
         return image
 
@@ -117,7 +117,7 @@ class Adversarial(Objective):
         """Images of random latents, with the exported generator."""
         generator = self.exported()["generator"].eval()
         labels = self.sample_classes(count)
-        z = torch.randn(count, int(generator.latent), device=self.device)  # type: ignore[arg-type]
+        z = latents(generator, count, self.device)
         image: Tensor = generator(z) if labels is None else generator(z, labels)
         return image
 

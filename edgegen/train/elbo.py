@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgegen.train.objective import Batch, Objective, adam
+from edgegen.train.objective import Batch, Objective, adam, latents
 
 
 class EvidenceLowerBound(Objective):
     """Minimizes reconstruction + beta * KL, in nats for each image.
 
-    Modules: `encoder`: image (, class_ids) -> mean, log_variance; `decoder`, with an attribute `latent`: latent
-    (, class_ids) -> image.
+    Modules: `encoder`: image (, class_ids) -> mean, log_variance; `decoder`: latent (, class_ids) -> image, of whose latents
+    see `edgegen.train.objective.latents`.
 
     Args:
         modules: the two.
@@ -68,6 +68,6 @@ class EvidenceLowerBound(Objective):
         """Decode latents drawn from the prior."""
         decoder = self.exported()["decoder"].eval()
         labels = self.sample_classes(count)
-        latent = torch.randn(count, int(decoder.latent), device=self.device)  # type: ignore[arg-type]
+        latent = latents(decoder, count, self.device)
         image: Tensor = decoder(latent) if labels is None else decoder(latent, labels)
         return image

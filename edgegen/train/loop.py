@@ -1,5 +1,6 @@
 """The one training loop: a recipe, an objective, steps, checkpoints, sample sheets. Devices and processes are accelerate's."""
 
+import os
 import signal
 import threading
 import time
@@ -16,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from edgegen.errors import InputError, SourceError, TrainingError
-from edgegen.export.recipe import Recipe
+from edgegen.export.recipe import Recipe, own_code
 from edgegen.pipelines.images import PixelRange
 from edgegen.train.checkpoint import State, check_output, read_state, restore, save
 from edgegen.train.data import Data
-from edgegen.train.objective import Objective
+from edgegen.train.objective import Objective, tell_latents
 from edgegen.train.order import MODULES, SHEET, STEP, Batches, in_order, stream_seed
 from edgegen.train.recipe import Training, load_training
 
@@ -157,7 +158,9 @@ class Run:
         for optimizer in objective.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * min(1.0, (step + 1) / max(1, self.training.warmup))
-        losses, stopped = self._agree(objective.step(self.batches(step, objective.device), step), stop)
+        with own_code(f"step {step + 1} of the training"):
+            given = objective.step(self.batches(step, objective.device), step)
+        losses, stopped = self._agree(given, stop)
         for name, value in losses.items():
             if not abs(value) < float("inf"):  # NaN compares with nothing
                 raise TrainingError(f"the loss {name} became {value} in step {step + 1}; {self._what_stays()}")
@@ -204,7 +207,8 @@ class Run:
 
 def _prepare(recipe: Recipe, training: Training, output: Path, options: Options, accelerator: Accelerator) -> Run:
     """Make modules, objective and batches; load the state where there is one to go on from."""
-    data = training.data()
+    with own_code(f"the data of {recipe.name}"):
+        data = training.data()
     state = _begin(recipe, training, data, output, options)
     steps = training.steps if options.steps is None else options.steps
     if state.batch_size % accelerator.num_processes:
@@ -213,8 +217,12 @@ def _prepare(recipe: Recipe, training: Training, output: Path, options: Options,
         raise InputError(f"{output} has {state.steps} steps already; --steps is the number in all, give more than {steps}")
     torch.manual_seed(stream_seed(state.seed, MODULES))
     assert recipe.modules is not None  # noqa: S101  # load_training has looked
-    made = recipe.modules()
-    objective = training.objective(made if isinstance(made, Mapping) else {"model": made})
+    with own_code(f"the modules of {recipe.name}"):
+        returned = recipe.modules()
+    made = returned if isinstance(returned, Mapping) else {"model": returned}
+    tell_latents(made, recipe.inputs)
+    with own_code(f"the objective of {recipe.name}"):
+        objective = training.objective(made)
     objective.accelerator = accelerator
     objective.to(accelerator.device)
     for optimizer in objective.optimizers.values():
@@ -286,7 +294,10 @@ def _check_classes(data: Data, classes: int) -> None:
 def _accelerator(options: Options) -> Accelerator:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no CUDA device here; take --device cpu, or install a PyTorch with CUDA")
-    return Accelerator(cpu=options.device == "cpu", mixed_precision="no" if options.precision == "fp32" else "bf16")
+    # Several processes without a GPU find one another only where accelerate is told to take the CPU.
+    are_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpu = options.device == "cpu" or (are_several and not torch.cuda.is_available())
+    return Accelerator(cpu=on_cpu, mixed_precision="no" if options.precision == "fp32" else "bf16")
 
 
 def _check_samples(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgegen.errors import TrainingError
+from edgegen.export.parts import parse_spec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,6 +21,32 @@ class Batch:
 
     images: Tensor
     class_ids: Tensor | None = None
+
+
+def latents(module: nn.Module, count: int, device: torch.device) -> Tensor:
+    """Standard normal latents: `module.latent` is how many an image has, or their shape; else `tell_latents` has said it.
+
+    Raises TrainingError where neither did.
+    """
+    shape: Any = getattr(module, "latent", None)
+    sizes = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(sizes, tuple) or not all(isinstance(size, int) for size in sizes):
+        raise TrainingError(
+            f"nothing says how many latents {type(module).__name__} takes; give the recipe its inputs, "
+            '{"generator": ("z float32[batch, 128]",)}, or the module an attribute: self.latent = 128'
+        )
+    return torch.randn(count, *sizes, device=device)
+
+
+def tell_latents(modules: Mapping[str, nn.Module], inputs: Mapping[str, tuple[str, ...]]) -> None:
+    """Give each module without an attribute `latent` the shape of its input z or latent in the recipe's `inputs`."""
+    for graph, module in modules.items():
+        listed = inputs.get(graph) or inputs.get("", ())
+        spec = parse_spec(listed[0]) if listed else None
+        if spec is None or spec.name not in ("z", "latent") or hasattr(module, "latent"):
+            continue
+        if all(isinstance(axis, int) for axis in spec.axes[1:]):
+            module.latent = tuple(map(int, spec.axes[1:]))  # type: ignore[assignment]
 
 
 class Objective(nn.Module):

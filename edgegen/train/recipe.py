@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgegen.errors import SourceError
-from edgegen.export.recipe import Recipe, load_recipe
+from edgegen.export.recipe import Recipe, load_recipe, module_name
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,7 @@ def load_training(path: Path) -> tuple[Recipe, Training]:
         SourceError: There is no such file, or it holds no TRAINING, or its RECIPE has no `modules` to train.
     """
     recipe = load_recipe(path)
-    training: Any = None
-    for module in list(sys.modules.values()):
-        if getattr(module, "RECIPE", None) is recipe:
-            training = getattr(module, "TRAINING", None)
+    training: Any = getattr(sys.modules[module_name(path)], "TRAINING", None)
     if not isinstance(training, Training):
         raise SourceError(f"{path} has no TRAINING = Training(...); it can be exported, not trained")
     if recipe.modules is None:

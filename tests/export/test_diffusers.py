@@ -149,6 +149,44 @@ def test_every_scheduler_takes_the_way_that_diffusers_takes(name, directory):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_stochastic_flow_takes_the_way_that_diffusers_takes(name, tmp_path):
+    from edgegen.export.families.diffusion import pipeline_on_torch
+    from edgegen.export.sources.diffusers import open_checkpoint
+
+    pipeline = PIPELINES[name](tmp_path)
+    pipeline.register_modules(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0, stochastic_sampling=True))
+    model = diffusers_model.build(open_checkpoint(saved(tmp_path / name, pipeline), None))
+    inputs, outputs = model.reference()
+    got = dict(pipeline_on_torch(model.parts, model.settings, model.axes, model.files).replay(inputs))
+    assert {"noise.0", "noise.2"} <= inputs.keys()
+    for key, wanted in outputs.items():
+        np.testing.assert_allclose(got[key], wanted, atol=2e-4 * np.abs(wanted).max(), err_msg=key)  # float32 rounding
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_diffusers_itself_does_not_run_is_named(directory):
+    from edgegen.export.sources.diffusers import open_checkpoint
+
+    source = open_checkpoint(directory, None)
+    loaded = source.load()
+    # Two of its steps round to one time, and it then looks for a step that is not there.
+    loaded.scheduler = diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)
+    object.__setattr__(source, "load", lambda: loaded)
+    with pytest.raises(ExportError, match=r"diffusers library itself does not run .* DPMSolverMultistepScheduler: index"):
+        diffusers_model.build(source).reference()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_saved_for_images_has_the_same_components(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "sd")
+    index = tmp_path / "sd" / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"))
+    opened = open_source(str(tmp_path / "sd"))
+    assert (opened.pipeline, type(opened.load()).__name__) == ("StableDiffusionPipeline", "StableDiffusionPipeline")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("pipeline", [lambda folder: stable_diffusion_3(folder, False), lambda folder: flux(folder, False)])
 def test_what_a_pipeline_may_leave_out_is_left_out_as_diffusers_does(pipeline, tmp_path):
     from edgegen.export.families.diffusion import pipeline_on_torch

@@ -206,6 +206,14 @@ def test_a_latent_model_of_ones_own_is_exported_with_its_vae(tmp_path):
         ({"settings": {"schedule": {"kind": "quadratic"}}}, "schedule"),
         ({"settings": {"stepper": "eulr", "classes": 3}}, "did you mean 'euler'"),
         ({"settings": {"colour": 1}}, "colour"),
+        (
+            {
+                "modules": {"denoiser": tiny_unet(), "vae_decoder": torch.nn.Identity()},
+                "inputs": source().inputs | {"vae_decoder": (parse_spec(f"latent {SAMPLE}"),)},
+                "outputs": {"vae_decoder": (parse_spec(f"image {SAMPLE}"),)},
+            },
+            "there is a VAE.*--setting 'latent=",
+        ),
     ],
 )
 def test_what_is_missing_is_named(changes, message):
@@ -223,3 +231,47 @@ def test_the_manifest_says_how_it_was_trained(bundle):
     settings = json.loads((place / "manifest.json").read_text())["settings"]
     assert settings["schedule"]["prediction"] == "noise"
     assert (settings["height"], settings["width"], settings["stepper"]) == (8, 8, "ddpm")
+
+
+class Looked(torch.nn.Module):
+    """A denoiser that looks up its time and its class, as many do."""
+
+    def __init__(self):
+        super().__init__()
+        self.times, self.classes = torch.nn.Embedding(1000, 1), torch.nn.Embedding(4, 1)
+
+    def forward(self, sample, timestep, class_ids):
+        return sample * (self.times(timestep) + self.classes(class_ids))[:, :, None, None]
+
+
+def looked(time="int64", **settings):
+    listed = ("sample float32[batch, 1, 4, 4]", f"timestep {time}[batch]", "class_ids int64[batch]")
+    inputs = {"denoiser": tuple(map(parse_spec, listed))}
+    chosen = {"classes": 3, "null_class": 3, "steps": 3} | settings
+    return source(modules={"denoiser": Looked().eval()}, inputs=inputs, outputs={}, settings=chosen)
+
+
+def test_a_time_that_is_looked_up_is_rounded_in_the_graph(tmp_path):
+    made = looked()
+    report = diffusion.export(Request(made, tmp_path / "looked.bundle", "fp32", "looked"), lambda *_: None)
+    assert report.fidelity[0].failure is None
+    with edgegen.load(tmp_path / "looked.bundle") as model:
+        images = model.generate(seed=1, class_ids=2, stepper="euler", steps=4)  # its times lie between whole ones
+    assert images.pixels.shape == (1, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"classes": 5}, "does not take 4 in class_ids, .*--setting classes=N"),
+        ({"null_class": 4}, "does not take 4 in class_ids, .*--setting null_class=N"),
+    ],
+)
+def test_classes_that_the_embedding_lacks_are_refused(settings, said):
+    with pytest.raises(ExportError, match=said):
+        diffusion.build(looked(**settings))
+
+
+def test_a_time_of_another_type_is_refused_with_its_cure():
+    with pytest.raises(ExportError, match=r"timestep int32\[batch\] must be float32, .*cast it inside"):
+        diffusion.build(looked("int32"))

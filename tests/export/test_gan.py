@@ -321,3 +321,18 @@ def test_fixed_noise_that_does_not_fit_its_inputs_is_told():
     source.modules["synthesis"].noise_2 = torch.zeros(1, 1, 4, 4)
     with pytest.raises(ExportError, match="keeps fixed noise"):
         gan.build(source)
+
+
+def test_more_classes_than_the_embedding_holds_are_refused():
+    inputs = {"": [("z", "float32", ("batch", Z)), ("class_ids", "int64", ("batch",))]}
+    with pytest.raises(ExportError, match=rf"generator does not take {CLASSES} in class_ids.*--setting classes=N"):
+        gan.build(source_of({"": Conditional()}, inputs, settings={"classes": CLASSES + 1}))
+
+
+def test_a_picture_under_another_name_is_told_to_be_called_image():
+    inputs = {"": [("input", "float32", ("batch", 3, 32, 32))]}
+    with pytest.raises(ExportError, match=r"image first: --input \"translator: image float32\[batch, 3, height, width\]\""):
+        gan.build(source_of({"": upscaler()}, inputs))
+    column = {"": [("noise", "float32", ("batch", Z, 1, 1))]}  # as DCGAN takes it
+    with pytest.raises(ExportError, match="z first"):
+        gan.build(source_of({"": nn.ConvTranspose2d(Z, 3, 8)}, column))

@@ -75,6 +75,30 @@ def test_what_cannot_be_captured_names_the_module_the_line_and_the_cure(module: 
     assert "\n" not in str(caught.value)
 
 
+def test_the_path_is_that_in_the_users_module_whatever_is_wrapped_around_it():
+    class Draws(nn.Module):
+        def forward(self, x):
+            return torch.linalg.svdvals((x + torch.randn(x.shape[0], 4))[:, :, None])
+
+    part = declared(In(Draws()), ["x float32[batch, 4]"], ["y float32[batch, 1]"])
+    with pytest.raises(CaptureError, match=r"g cannot be captured: in blocks\.1\.attn \(test_obstacles"):
+        capture_part("g", part, AXES)
+
+
+def test_a_parameter_may_be_called_as_an_input_is():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, 4))
+
+        def forward(self, w):
+            return w @ self.w
+
+    x = torch.randn(3, 3)
+    run = captured(declared(Named(), ["w float32[batch, 3]"], ["y float32[batch, 4]"]))
+    np.testing.assert_allclose(run(x)[0], (x @ torch.ones(3, 4)).numpy(), atol=1e-6)  # sums of three
+
+
 class Rows(nn.Module):
     """Takes heights in multiples of 4 alone."""
 
@@ -265,3 +289,12 @@ def test_noise_that_was_not_moved_is_refused_when_it_is_captured():
     part = Part(Noisy(), (parse_spec("x float32[batch, 3]"),), (parse_spec("y float32[batch, 3, 4, 4]"),))
     with pytest.raises(CaptureError, match=r"g draws numbers inside the graph \(RandomNormal.*with_noise_inputs"):
         capture_part("g", part, AXES)
+
+
+def test_an_input_that_was_not_declared_is_told_with_the_way_to_leave_it_out():
+    class Labelled(nn.Module):
+        def forward(self, z, c):
+            return z
+
+    with pytest.raises(CaptureError, match=r"missing 1 required positional argument: 'c'; give --input for each .* wrap the"):
+        declared(Labelled(), ["z float32[batch, 3]"], ["y float32[batch, 3]"])

@@ -85,6 +85,18 @@ def test_the_proof_says_that_its_reference_is_the_original_file(generator: Path,
     assert "not PyTorch" in (tmp_path / "g.bundle" / "proof" / "proof.json").read_text()
 
 
+@pytest.mark.parametrize("family", ["gan", "vae"])
+def test_sizes_that_the_file_does_not_know_are_found_by_running_it(tmp_path: Path, family: str):
+    """As PyTorch's exporter writes them after a view(-1, ...): names of its own, even the batch's in another place."""
+    weights = [weight("w", 16, 48), numpy_helper.from_array(np.array([-1, 3, 4, 4]), "shape")]
+    nodes = [helper.make_node("MatMul", ["z", "w"], ["dense"]), helper.make_node("Reshape", ["dense", "shape"], ["out"])]
+    path = save(tmp_path / "t.onnx", nodes, [info("z", ["b", 16])], [info("out", ["b", 3, "b", "Tanhout_dim_3"])], weights)
+    export(str(path), tmp_path / "t.bundle", family=family)
+    with Bundle.open(tmp_path / "t.bundle") as bundle:
+        (graph,) = bundle.manifest.graphs.values()
+        assert str(graph.variants["canonical"].outputs[0]) == "image float32[batch, 3, 4, 4]"
+
+
 def test_the_user_names_tensors_and_bounds_axes(generator: Path, tmp_path: Path):
     options = {"inputs": ["z float32[batch, 16]"], "outputs": ["image float32[batch, 3, 8, 8]"], "axes": ["batch=2..2..2"]}
     export(str(generator), tmp_path / "g.bundle", family="gan", **options)

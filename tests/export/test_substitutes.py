@@ -14,7 +14,7 @@ from own_modules import captured, package_in
 from torch.nn import functional as F
 
 from edgegen.errors import CaptureError
-from edgegen.export import substitutes
+from edgegen.export import export, substitutes
 from edgegen.export.declare import Declared, declare
 from edgegen.export.parts import Part
 from edgegen.export.sources import open_source
@@ -102,6 +102,18 @@ class Styled(nn.Module):
     def forward(self, x):
         return upfirdn2d(fused_leaky_relu(x, self.bias), self.kernel, 2, 1, (2, 1))
 
+class Mapping(nn.Module):
+    def forward(self, z):
+        return fused_leaky_relu(z[:, :, None], torch.zeros(2))[:, :, 0]
+
+class Synthesis(Styled):
+    def forward(self, w):
+        x = super().forward(w[:, :, :, None].expand(-1, -1, -1, 4))
+        return (x + torch.randn(w.shape[0], 1, *x.shape[2:]))[:, :1], None  # as StyleGAN2 gives it: image and no latents
+
+def styles():
+    return {"mapping": Mapping(), "synthesis": Synthesis()}
+
 class Other(nn.Module):
     def forward(self, x):
         return other(x)
@@ -127,6 +139,13 @@ def test_cuda_operators_of_stylegan_are_swapped_wherever_they_were_imported(styl
     with substitutes.reference_operators():
         assert sys.modules["fake_gan"].upfirdn2d is not original
     assert sys.modules["fake_gan"].upfirdn2d is original
+
+
+def test_a_mapping_and_a_synthesis_of_cuda_operators_become_a_bundle(stylegan: Path):
+    inputs = ["mapping: z float32[batch, 2]", "synthesis: w float32[batch, 2, 2]"]
+    outputs = ["synthesis: image float32[batch, 1, 4, 8]"]
+    made = export("fake_gan:styles", stylegan / "s.bundle", family="gan", inputs=inputs, outputs=outputs)
+    assert made.fidelity[0].failure is None
 
 
 def test_another_cuda_operator_is_named_with_its_cure(stylegan: Path):

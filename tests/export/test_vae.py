@@ -197,6 +197,7 @@ def test_what_a_vae_lacks_is_said_in_one_line():
     assert "no methods encode and decode" in refused(lambda: nn.Linear(1, 1), image)
     assert "encoder and decoder, or decoder alone" in refused(lambda: {"encoder": nn.Identity()}, image)
     assert "say them in `inputs`" in refused(TinyVae, {})
+    assert 'or with --input "encoder: image float32[batch, 3, 64, 64]"' in refused(TinyVae, {})
     assert "must give mean and log-variance" in refused(TinyVae, {"encoder": [*image["encoder"], "noise.0 float32[batch, 5]"]})
     assert "say how many there are" in refused(
         TinyVae, {"encoder": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
@@ -213,6 +214,40 @@ def test_what_a_vae_lacks_is_said_in_one_line():
     assert "how many entries" in refused(lambda: codes, {"encoder": ["image float32[batch, 3, 8, 8]"]})
     flat = {"decoder": nn.Linear(4, 4)}
     assert "makes image [batch, channel, height, width]" in refused(lambda: flat, {"decoder": ["latent float32[batch, 4]"]})
+
+
+def test_a_whole_vae_takes_its_input_without_the_name_of_a_graph():
+    model = build(source(TinyVae, {"": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}, settings={"classes": 3}))
+    assert [spec.name for spec in model.parts["encoder"].inputs] == ["image", "class_ids"]
+
+
+class GivesNormal(TinyVae):
+    """What it encodes is a distribution, as PyTorch has them."""
+
+    def encode(self, image, class_ids):
+        mean, log_variance = super().encode(image, class_ids)
+        return torch.distributions.Independent(torch.distributions.Normal(mean, (0.5 * log_variance).exp()), 1)
+
+
+def test_a_normal_distribution_is_its_mean_and_log_variance(tmp_path):
+    inputs = {"": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
+    made = source(GivesNormal, inputs, settings={"classes": 3})
+    exported(made, tmp_path / "v.bundle")
+    pixels, ids = random_pixels(2, 4, 4, 1), torch.tensor([0, 2])
+    with load(tmp_path / "v.bundle") as pipeline, torch.no_grad():
+        _, log_variance = TinyVae.encode(made.modules[""], as_input(pixels), ids)
+        np.testing.assert_allclose(pipeline.encode(pixels, class_ids=[0, 2]).log_variance, log_variance, **CLOSE)
+    assert torch.distributions.Distribution._validate_args
+
+
+def test_more_classes_or_codes_than_the_tables_hold_are_refused():
+    image = {"encoder": ["image float32[batch, 1, 4, 4]", "class_ids int64[batch]"]}
+    said = refused(TinyVae, image, settings={"classes": 4})
+    assert "encoder does not take 3 in class_ids, and by the setting classes it must" in said
+    assert "--setting classes=N" in said
+    codes = {"encoder": Quantize(nn.Embedding(8, 4)), "decoder": Look(nn.Embedding(8, 4))}
+    said = refused(lambda: codes, {"encoder": ["image float32[batch, 3, 8, 8]"]}, settings={"codes": 9})
+    assert "decoder does not take 8 in codes" in said
 
 
 def test_named_sides_go_through_to_the_latent_and_back_to_the_image():

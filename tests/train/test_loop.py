@@ -225,8 +225,8 @@ def told(trained):
     text = recipe.read_text().replace("objective=objective", "objective=told")
     recipe.write_text(text.replace("RECIPE = ", f"{tell}\n\nRECIPE = "))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgegen"]
-    command += ["train", str(recipe), "-o", str(output), "--device", "cpu", "--steps", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += ["train", str(recipe), "-o", str(output), "--steps", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # so that auto is the CPU
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     told = sorted(line for line in done.stdout.splitlines() if line.startswith("weights"))
@@ -235,6 +235,60 @@ def told(trained):
     assert told[0] != told[2]
     assert done.stdout.count("step 2, ") == 1  # one of them reports
     assert load_file(output)
+
+
+OWN = """
+import torch
+from torch import nn
+from edgegen.export.recipe import Recipe
+from edgegen.train.data import shapes
+from edgegen.train.recipe import Training
+
+class Generator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.grow = nn.ConvTranspose2d(8, 1, 16)
+
+    def forward(self, z):
+        return self.grow(z).tanh()
+
+def modules():
+    return {"generator": Generator()}
+
+def objective(trained):
+    from edgegen.train.adversarial import Adversarial
+    return Adversarial(trained, nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 1)))
+
+RECIPE = Recipe(name="own", family="gan", modules=modules, inputs={"generator": ("z float32[batch, 8, 1, 1]",)})
+TRAINING = Training(data=lambda: shapes(20, 16, 1), objective=objective, steps=1, batch_size=4)
+"""
+
+
+def test_a_generator_of_ones_own_is_trained_with_the_latents_that_the_recipe_says(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.py"
+    recipe.write_text(OWN)
+    assert train(recipe, tmp_path / "own.safetensors", samples=tmp_path / "sheets").sheets
+    recipe.write_text(OWN.replace(', inputs={"generator": ("z float32[batch, 8, 1, 1]",)}', ""))
+    with pytest.raises(TrainingError, match="nothing says how many latents Generator takes; give the recipe its inputs"):
+        train(recipe, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("shapes(20, 16, 1)", "1 / 0", r"the data of own failed \(own\.py, line 24\): ZeroDivisionError"),
+        ("shapes(20, 16, 1)", "shapes(20, 8, 3)", r"step 1 of the training failed: RuntimeError: mat1 and mat2"),
+        ("return self.grow(z).tanh()", "return self.shrink(z)", r"step 1 .* failed \(own\.py, line 14\): AttributeError"),
+        ('return {"generator": Generator()}', "return Generator(3)", r"the modules of own failed \(own.py, line 17\): Type"),
+    ],
+)
+def test_what_fails_in_the_users_code_is_one_line_with_its_place(before: str, after: str, said: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.py"
+    assert before in OWN
+    recipe.write_text(OWN.replace(before, after))
+    with pytest.raises(SourceError, match=said):
+        train(recipe, tmp_path / "own.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]
 
 
 @pytest.mark.parametrize("count", [10, 64])

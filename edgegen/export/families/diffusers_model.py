@@ -278,17 +278,32 @@ def _reference(
     generator = torch.Generator().manual_seed(_SEED)
     for index, step in enumerate(way.steps):  # as the scheduler will draw them
         if step.needs_noise:
-            inputs[f"noise.{index}"] = torch.randn(inputs["latents"].shape, generator=generator).numpy()
+            inputs[f"noise.{index}"] = _noise(pipeline, inputs["latents"].shape, generator)
     channels = int(pipeline.vae.config.in_channels)
     inputs["pixels"] = np.clip(normal([_SEED], [channels, settings.height, settings.width]), -1, 1)
     with torch.no_grad():
         mean, log_variance = parts["vae_encoder"].module(torch.from_numpy(inputs["pixels"]))
     outputs = {"mean": mean.numpy(), "log_variance": log_variance.numpy()} | _encoded(pipeline)
-    outputs |= run_pipeline(pipeline, inputs["latents"], _PROMPT, negative, steps, settings.guidance)
+    try:
+        outputs |= run_pipeline(pipeline, inputs["latents"], _PROMPT, negative, steps, settings.guidance)
+    except Exception as error:  # the library's own: some options of its schedulers do not go together
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        name = type(pipeline.scheduler).__name__
+        raise ExportError(f"the diffusers library itself does not run this pipeline with its {name}: {said}") from error
     with torch.no_grad():
         last = torch.from_numpy(outputs[f"step.{len(way) - 1}"])
         outputs["image"] = parts["vae_decoder"].module(last / settings.latent.scale + settings.latent.shift).numpy()
     return inputs, outputs
+
+
+def _noise(pipeline: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """As the scheduler draws it, for latents of `shape`; Flux has them in rows."""
+    if type(pipeline).__name__ != "FluxPipeline":
+        return torch.randn(shape, generator=generator).numpy()
+    rows = torch.randn(pipeline._pack_latents(torch.zeros(shape), *shape).shape, generator=generator)
+    factor = pipeline.vae_scale_factor
+    noise: Tensor = pipeline._unpack_latents(rows, shape[2] * factor, shape[3] * factor, factor).numpy()
+    return noise
 
 
 def _encoded(pipeline: Any) -> dict[str, Tensor]:
@@ -323,7 +338,9 @@ def run_pipeline(
         made[f"step.{index}"] = sample.numpy().copy()
         return {}
 
-    with torch.no_grad(), quiet_diffusers():
+    # A flow's scheduler that is stochastic draws from torch's own generator, whatever the pipeline is given.
+    with torch.no_grad(), quiet_diffusers(), torch.random.fork_rng(devices=()):
+        torch.manual_seed(_SEED)
         pipeline(
             prompt=prompt,
             latents=pipeline._pack_latents(start, batch, channels, height, width) if flux else start,

@@ -1,14 +1,16 @@
 """The export half of diffusion models: a denoiser of one's own, or a directory of the diffusers library."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from edgegen.errors import ExportError, InputError
 from edgegen.export.assemble import export_model
-from edgegen.export.parts import Model, Modules, Part
+from edgegen.export.parts import Graphed, Model, Modules, Part, check_last_id
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
 from edgegen.export.torch_session import TorchSession
@@ -63,6 +65,15 @@ def build(source: Modules) -> Model:
         parts[name] = Part(module, inputs, outputs or _usual_outputs(name, inputs), source.steps)
     _check(parts)
     settings = _settings(source.settings, parts["denoiser"], axes)
+    if settings.latent is None and len(parts) > 1:
+        raise ExportError(
+            "there is a VAE, and the settings do not say how the denoiser sees its latents; give "
+            """--setting 'latent={"channels": 4, "factor": 8, "scale": 0.18215}' (sample = latent * scale)"""
+        )
+    check_last_id("denoiser", parts["denoiser"], axes, "class_ids", settings.classes, "classes")
+    if settings.null_class is not None:
+        check_last_id("denoiser", parts["denoiser"], axes, "class_ids", settings.null_class + 1, "null_class")
+    parts["denoiser"] = _with_float_time(parts["denoiser"])
     pipeline_on_torch(parts, settings, axes)  # it refuses what does not go together
 
     def reference() -> tuple[Tensors, Tensors]:
@@ -70,6 +81,27 @@ def build(source: Modules) -> Model:
         return inputs, dict(pipeline_on_torch(parts, settings, axes).replay(inputs))
 
     return Model("diffusion", parts, axes, settings, reference)
+
+
+class _WholeTime(torch.nn.Module):
+    """A denoiser that looks its time up, and so takes int64: here float32, as every stepper gives it, rounded."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, *others: torch.Tensor) -> Any:
+        return self.module(sample, timestep.round().long(), *others)
+
+
+def _with_float_time(denoiser: Part) -> Part:
+    sample, time, *others = denoiser.inputs
+    if time.dtype == "float32":
+        return denoiser
+    if time.dtype != "int64" or isinstance(denoiser.module, Graphed):
+        raise ExportError(f"denoiser: {time} must be float32, since steppers also stop between two steps; cast it inside")
+    inputs = (sample, msgspec.structs.replace(time, dtype="float32"), *others)
+    return replace(denoiser, module=_WholeTime(denoiser.module), inputs=inputs)
 
 
 def _usual_outputs(graph: str, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -89,7 +121,8 @@ def _check(parts: Mapping[str, Part]) -> None:
         found = [[spec.name for spec in specs] for specs in (parts[graph].inputs, parts[graph].outputs)]
         if found != [inputs, outputs]:
             raise ExportError(
-                f"{graph}: it takes {inputs} and gives {outputs}, not {found[0]} and {found[1]}; say them in the recipe"
+                f"{graph}: it takes {inputs} and gives {outputs}, not {found[0]} and {found[1]}; say them with shapes, with "
+                f'--input and --returns, as "{graph}: {outputs[0]} float32[batch, 3, 64, 64]", or in the recipe'
             )
 
 

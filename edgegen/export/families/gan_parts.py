@@ -8,7 +8,7 @@ import msgspec
 import torch
 
 from edgegen.errors import ExportError
-from edgegen.export.parts import Modules, Part, example
+from edgegen.export.parts import Modules, Part, check_last_id, example
 from edgegen.pipelines.gan_options import GanSettings
 from edgegen.tensors import Axis, TensorSpec
 
@@ -57,7 +57,7 @@ class Given:
                 raise ExportError(f"{name} must give {OUTPUTS[name]}; it gives {', '.join(map(str, outputs))}")
             _bound(outputs[0], inputs[0], axes, scale_of(named[name], inputs, axes) if name == "translator" else Fraction(1))
             parts[name] = Part(named[name], inputs, outputs)
-        _check_classes(parts, settings)
+        _check_classes(parts, axes, settings)
         return cls(parts, axes, settings)
 
 
@@ -77,9 +77,11 @@ def scale_of(module: torch.nn.Module, inputs: tuple[TensorSpec, ...], axes: Mapp
 
 
 def _only_graph(source: Modules) -> str:
-    """What a single module without a name is: it tells by its input."""
-    names = {spec.name for specs in source.inputs.values() for spec in specs}
-    return "translator" if "image" in names else "generator"
+    """What a single module without a name is: it tells by its input, which may have another name than it should."""
+    specs = [spec for listed in source.inputs.values() for spec in listed]
+    names = {spec.name for spec in specs}
+    is_picture = len(specs) == 1 and len(specs[0].axes) == 4 and 1 not in specs[0].axes[2:]  # z may be [batch, 100, 1, 1]
+    return "translator" if "image" in names or ("z" not in names and is_picture) else "generator"
 
 
 def _check_inputs(graph: str, inputs: tuple[TensorSpec, ...], axes: Mapping[str, Axis]) -> None:
@@ -143,8 +145,10 @@ def _bound(output: TensorSpec, given: TensorSpec, axes: dict[str, Axis], scale: 
             axes[axis] = Axis(*(-(-size * scale.numerator // scale.denominator) for size in sizes))
 
 
-def _check_classes(parts: Mapping[str, Part], settings: GanSettings) -> None:
+def _check_classes(parts: Mapping[str, Part], axes: Mapping[str, Axis], settings: GanSettings) -> None:
     conditional = any(spec.name == "class_ids" for part in parts.values() for spec in part.inputs)
     if conditional != (settings.classes > 0):
         there = "takes class_ids" if conditional else "takes no class_ids"
         raise ExportError(f"the model {there}, and settings say {settings.classes} classes; give --setting classes=10, or none")
+    for graph, part in parts.items():
+        check_last_id(graph, part, axes, "class_ids", settings.classes, "classes")

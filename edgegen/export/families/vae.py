@@ -1,16 +1,18 @@
 """The export half of variational autoencoders, plain autoencoders, and those whose latents are codes (VQ-VAE)."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import msgspec
 import torch
+from torch.distributions import Distribution, Independent, Normal
 
 from edgegen.errors import ExportError
 from edgegen.export.assemble import export_model
-from edgegen.export.parts import Model, Modules, Part, check_steps, example, usual_sizes, with_numbers
+from edgegen.export.parts import Model, Modules, Part, check_last_id, check_steps, example, usual_sizes, with_numbers
 from edgegen.export.report import Progress, TensorExportReport
 from edgegen.export.request import Request
 from edgegen.pipelines.vae import VaeSettings, drawn
@@ -48,11 +50,25 @@ def build(source: Modules) -> Model:
     inputs = source.inputs.get("decoder", ()) or _latent_of(parts.get("encoder"), settings, axes)
     parts["decoder"] = _part("decoder", modules["decoder"], inputs, source.outputs.get("decoder", ()), axes)
     settings = _complete(parts, settings, axes)
+    for graph, part in parts.items():
+        check_last_id(graph, part, axes, "class_ids", settings.classes, "classes")
+        check_last_id(graph, part, axes, "codes", settings.codes, "codes")
     used = {axis for part in parts.values() for spec in (*part.inputs, *part.outputs) for axis in spec.axes}
     if unknown := sorted(source.axes.keys() - used):
         there = ", ".join(sorted(axis for axis in used if isinstance(axis, str)))
         raise ExportError(f"no tensor has an axis named {unknown[0]}; there are {there or 'none'}")
     return Model("vae", parts, axes, settings, lambda: _reference(parts, settings, axes))
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """PyTorch's distributions look at the numbers they are made of, which no graph can."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 class _Encode(torch.nn.Module):
@@ -63,10 +79,15 @@ class _Encode(torch.nn.Module):
         self.whole = whole
 
     def forward(self, *arguments: torch.Tensor) -> Any:
-        made = self.whole.encode(*arguments)
+        with _unchecked_distributions():
+            made = self.whole.encode(*arguments)
         posterior = getattr(made, "latent_dist", None)  # of diffusers' AutoencoderKL
         if posterior is not None:
             return posterior.mean, posterior.logvar
+        if isinstance(made, Independent):
+            made = made.base_dist
+        if isinstance(made, Normal):
+            return made.loc, 2 * made.scale.log()
         return getattr(made, "latents", made)  # of its AutoencoderTiny
 
 
@@ -106,8 +127,9 @@ def _graphs(source: Modules) -> tuple[dict[str, torch.nn.Module], VaeSettings]:
     if set(modules) == {""}:
         whole: Any = modules[""]
         if not (hasattr(whole, "encode") and hasattr(whole, "decode")):
-            name = type(whole).__name__
-            raise ExportError(f"{name} has no methods encode and decode; give the modules encoder and decoder by name")
+            raise ExportError(
+                'the module has no methods encode and decode; write them, or return both graphs: {"encoder": .., "decoder": ..}'
+            )
         config: Mapping[str, Any] = getattr(whole, "config", None) or {}
         if hasattr(whole, "quantize") and "num_vq_embeddings" in config:
             modules = {"encoder": _EncodeCodes(whole), "decoder": _DecodeCodes(whole)}
@@ -125,14 +147,14 @@ def _graphs(source: Modules) -> tuple[dict[str, torch.nn.Module], VaeSettings]:
 
 
 def _inputs(source: Modules, graph: str, first: str, settings: VaeSettings) -> tuple[TensorSpec, ...]:
-    inputs = source.inputs.get(graph, ())
+    inputs = source.inputs.get(graph) or source.inputs.get("", ())  # without a graph's name: what the whole module takes
     names = [spec.name for spec in inputs]
     if noise := [name for name in names if name.startswith("noise.")]:
         said = "give mean and log-variance, from which the pipeline draws" if graph == "encoder" else "draw nothing"
         raise ExportError(f"{graph} draws noise inside ({', '.join(noise)}): its forward must {said}")
     if names not in ([first], [first, "class_ids"]):
         wanted = f"{first} float32[batch, 3, 64, 64]" + ", class_ids int64[batch]" * (settings.classes > 0)
-        raise ExportError(f"{graph}: its inputs are {names}; say them in `inputs`, for example {wanted!r}")
+        raise ExportError(f'{graph}: its inputs are {names}; say them in `inputs`, or with --input "{graph}: {wanted}"')
     if names[-1] == "class_ids" and not settings.classes:
         raise ExportError(f'{graph} takes class_ids: say how many there are, `settings={{"classes": ...}}`')
     return inputs
@@ -183,7 +205,7 @@ def _spec(name: str, made: torch.Tensor, source: TensorSpec, axes: dict[str, Axi
 def _latent_of(encoder: Part | None, settings: VaeSettings, axes: dict[str, Axis]) -> tuple[TensorSpec, ...]:
     """The decoder's inputs, from what the encoder gives."""
     if encoder is None:
-        raise ExportError('decoder: say its inputs, for example "latent float32[batch, 16]"')
+        raise ExportError('decoder: say its inputs, for example --input "decoder: latent float32[batch, 16]"')
     first = encoder.outputs[0]
     name = "codes" if first.name == "codes" else "latent"
     listed = list(first.axes)

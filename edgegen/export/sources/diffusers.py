@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from edgegen.export.declare import Declared
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
+# Further classes of the same components: a bundle goes from noise, from an image and within a mask alike.
+_ALIKE = {
+    **{f"StableDiffusion{kind}Pipeline": "StableDiffusionPipeline" for kind in ("Img2Img", "Inpaint")},
+    **{f"StableDiffusionXL{kind}Pipeline": "StableDiffusionXLPipeline" for kind in ("Img2Img", "Inpaint")},
+    **{f"StableDiffusion3{kind}Pipeline": "StableDiffusion3Pipeline" for kind in ("Img2Img", "Inpaint")},
+    **{f"Flux{kind}Pipeline": "FluxPipeline" for kind in ("Img2Img", "Inpaint")},
+}
 # The last but one holds the safety checker, which is left out.
 _LIBRARIES = {"diffusers", "transformers", "stable_diffusion", None}
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
@@ -56,6 +63,7 @@ def open_checkpoint(path: Path, weights: Path | None) -> DiffusersDirectory | Mo
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
         raise SourceError(f"{path} is a pipeline with code of its own ({pipeline}), which edgegen does not run")
+    pipeline = _ALIKE.get(pipeline, pipeline)
     if pipeline not in (*PIPELINES, *UNCONDITIONAL):
         raise SourceError(f"{path} holds a {pipeline}; edgegen exports {', '.join((*PIPELINES, *UNCONDITIONAL))}")
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list)}

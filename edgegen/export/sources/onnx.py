@@ -231,7 +231,9 @@ def _specs(values: Sequence[Any], label: str) -> tuple[tuple[TensorSpec, ...], t
         kind = value.type.tensor_type
         if kind.elem_type not in _DTYPES:
             name = onnx.TensorProto.DataType.Name(kind.elem_type)
-            raise SourceError(f"{label}: {value.name} is {name}; tensors that go in or out are {', '.join(_DTYPES.values())}")
+            cure = "; export it without the last cast: edgegen makes bytes of float32 pixels" if name == "UINT8" else ""
+            listed = ", ".join(_DTYPES.values())
+            raise SourceError(f"{label}: {value.name} is {name}; tensors that go in or out are {listed}{cure}")
         axes = [_axis(value.name, place, dim) for place, dim in enumerate(kind.shape.dim)]
         last = len(axes) == 4 and axes[3] in _CHANNELS and axes[1] not in _CHANNELS
         if last:

@@ -51,9 +51,12 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> None:
     # A counter that evaluation never reads, and that older checkpoints lack.
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked") and name not in state}
     result = whole.load_state_dict({**state, **counters}, strict=False)  # so that norms may take their older names
-    said = [f"{kind} {_listed(keys)}" for kind, keys in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys)) if keys]  # fmt: skip  # noqa: E501
+    differing = {"missing": result.missing_keys, "unexpected": result.unexpected_keys}
+    # A name may be there twice: the hooks of spectral norm add their own.
+    said = [f"{kind} {_listed(list(dict.fromkeys(keys)))}" for kind, keys in differing.items() if keys]
     if said:
-        raise SourceError(f"{where} does not fit the module: {'; '.join(said)}")
+        cure = "give the weights of this very module, or load them in the function that returns it"
+        raise SourceError(f"{where} does not fit the module: {'; '.join(said)}; {cure}")
 
 
 def read(path: Path) -> Mapping[Any, Any]:
