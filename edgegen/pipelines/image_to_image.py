@@ -1,5 +1,6 @@
 """Networks that turn images into images: super-resolution, translation; in tiles where an image is large."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ from edgegen.pipelines.gan_options import GanSettings
 from edgegen.pipelines.images import Images, check_numbers, pixel_batch
 from edgegen.pipelines.tiling import Ramp, Tiling, padded, pieces, strips, tiled, up
 from edgegen.tensors import Axis, Tensor, Tensors
+
+_log = logging.getLogger("edgegen")
 
 BLEND = 16  # input pixels of the ramp between two tiles, unless asked for otherwise
 MOST_SIDE = 512  # of a tile, where the graph names no limit
@@ -91,6 +94,13 @@ class Translator:
         whole = padded(images, self.least, self.settings.multiple)
         tilings = self._tilings(tile, overlap, blend, ramp)
         down, across = (pieces(side, tiling, self.scale) for side, tiling in zip(whole.shape[2:], tilings, strict=True))
+        if self.settings.receptive_field is None and len(down) * len(across) > 1:
+            _log.warning(
+                "%d x %d tiles may differ from an image in one piece, the larger the less: a pixel of this model depends on "
+                "all of the image (attention, instance normalization), or how far it looks is not known",
+                len(down),
+                len(across),
+            )
         clock = _Clock(len(images) * len(down) * len(across), progress, deadline_s)
         made = []
         for index in range(len(images)):

@@ -67,6 +67,12 @@ def assert_alike(got: np.ndarray, wanted: np.ndarray) -> None:
     assert (got != wanted).mean() < 0.01
 
 
+@pytest.mark.parametrize(("reach", "side", "warned"), [(None, 20, True), (None, 16, False), (1, 20, False)])
+def test_tiles_of_a_model_that_looks_at_the_whole_image_are_warned_of(reach, side, warned, caplog):
+    upscaler(receptive_field=reach).translate(photo(side, side))
+    assert ("may differ from an image in one piece" in caplog.text) is warned
+
+
 def test_an_image_that_fits_is_run_in_one_piece():
     model, pixels = upscaler(), photo(12, 16, count=2)
     made = model.translate(pixels)
