@@ -10,6 +10,7 @@ from bundles import make_bundle
 _numbers = itertools.count()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items):
     """Tests that share a bundle run in one process, which exports it once; the real model's, the longest, comes first."""
     for item in items:
@@ -19,6 +20,13 @@ def pytest_collection_modifyitems(items):
             told = getattr(getattr(item, "callspec", None), "params", {})
             item.add_marker(pytest.mark.xdist_group(f"exported {told.get('architecture', 'llama')}"))
     items.sort(key=lambda item: "smollm2" not in item.fixturenames)
+
+
+def pytest_collection_finish(session):
+    """A pytest that pytest-xdist does not know drops the groups without a word, and each process exports all for itself."""
+    grouped = [item for item in session.items if "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("xdist_group")]
+    if any("@" not in item.nodeid for item in grouped):
+        raise pytest.UsageError("pytest-xdist does not group the tests; install the versions of constraints.txt")
 
 
 def pytest_make_parametrize_id(val, argname):

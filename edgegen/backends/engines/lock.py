@@ -4,10 +4,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_LOOKS, _LOOK_S = 20, 0.01
 
 
 @contextlib.contextmanager
@@ -99,5 +101,9 @@ def _acquire(path: Path, waiting: Callable[[str], None] | None) -> int:
 
 
 def _holder(descriptor: int) -> str:
-    said = os.pread(descriptor, 32, 0)
-    return f"process {said.decode()}" if said.isdigit() else "another process"
+    for _ in range(_LOOKS):  # it may have the lock and not have written yet who it is
+        said = os.pread(descriptor, 32, 0)
+        if said.isdigit():
+            return f"process {said.decode()}"
+        time.sleep(_LOOK_S)
+    return "another process"
