@@ -12,7 +12,7 @@ from edgegen.errors import TrainingError
 from edgegen.models.stylegan2 import Mapping as StyleMapping
 from edgegen.models.stylegan2 import Synthesis
 from edgegen.train.augment import augment
-from edgegen.train.objective import Batch, Objective, adam, latents
+from edgegen.train.objective import Batch, Objective, adam, from_latents
 
 Penalty = Literal["r1", "gradient", "none"]
 
@@ -72,10 +72,7 @@ class Adversarial(Objective):
 
     def make(self, count: int, labels: Tensor | None) -> Tensor:
         """Images of random latents, with the modules that are trained."""
-        generator = self.trained["generator"]
-        z = latents(generator, count, self.device)
-        image: Tensor = generator(z) if labels is None else generator(z, labels)
-        return image
+        return from_latents(self.trained["generator"], count, labels, self.device)
 
     def judge(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The discriminator's logits, float32 [batch]."""
@@ -115,11 +112,7 @@ class Adversarial(Objective):
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Images of random latents, with the exported generator."""
-        generator = self.exported()["generator"].eval()
-        labels = self.sample_classes(count)
-        z = latents(generator, count, self.device)
-        image: Tensor = generator(z) if labels is None else generator(z, labels)
-        return image
+        return from_latents(self.exported()["generator"].eval(), count, self.sample_classes(count), self.device)
 
 
 class StyleAdversarial(Adversarial):

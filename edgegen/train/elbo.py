@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgegen.train.objective import Batch, Objective, adam, latents
+from edgegen.train.objective import Batch, Objective, adam, from_latents
 
 
 class EvidenceLowerBound(Objective):
@@ -66,8 +66,4 @@ class EvidenceLowerBound(Objective):
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """Decode latents drawn from the prior."""
-        decoder = self.exported()["decoder"].eval()
-        labels = self.sample_classes(count)
-        latent = latents(decoder, count, self.device)
-        image: Tensor = decoder(latent) if labels is None else decoder(latent, labels)
-        return image
+        return from_latents(self.exported()["decoder"].eval(), count, self.sample_classes(count), self.device)

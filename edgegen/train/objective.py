@@ -38,6 +38,13 @@ def latents(module: nn.Module, count: int, device: torch.device) -> Tensor:
     return torch.randn(count, *sizes, device=device)
 
 
+def from_latents(module: nn.Module, count: int, labels: Tensor | None, device: torch.device) -> Tensor:
+    """What a module makes of `latents`, given the class of each where there are classes."""
+    z = latents(module, count, device)
+    made: Tensor = module(z) if labels is None else module(z, labels)
+    return made
+
+
 def tell_latents(modules: Mapping[str, nn.Module], inputs: Mapping[str, tuple[str, ...]]) -> None:
     """Give each module without an attribute `latent` the shape of its input z or latent in the recipe's `inputs`."""
     for graph, module in modules.items():
